@@ -1,0 +1,1 @@
+"""Boltzmann generators as exact Monte Carlo moves for OpenMM."""

@@ -1,0 +1,94 @@
+"""What a Monte Carlo move needs from a proposal density, however the density is made.
+
+`log_prob` has one meaning everywhere in this package: the natural logarithm of the density on the measure that
+OpenMM samples. For a density that is invariant under translation and rotation this is the measure modulo pose,
+log p(q) - log J(q) - 1/2 ln det Z(q) (docs: theory, "The measure"); for one with an absolute pose it is the
+density on Cartesian coordinates. Importance weights are therefore log w = -u - log_prob in every room above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import openmm
+    import openmm.app
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Independent draws from a proposal density.
+
+    Attributes
+    ----------
+    positions : ndarray, shape (n, n_atoms, 3), float64
+        Cartesian positions in nm. A draw that left the domain of the coordinates may hold NaN.
+    log_prob : ndarray, shape (n,), float64
+        Log density of each draw on the measure that OpenMM samples, -inf for a draw off the support.
+    """
+
+    positions: FloatArray
+    log_prob: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@runtime_checkable
+class ProposalDensity(Protocol):
+    """A normalised density from which independent configurations can be drawn.
+
+    Attributes
+    ----------
+    n_atoms : int
+        Number of atoms of a configuration.
+    content_hash : str
+        Hexadecimal digest of everything that determines the density.
+    pose : {"invariant", "absolute"}
+        Whether `log_prob` is a density modulo translation and rotation or one on Cartesian coordinates.
+    """
+
+    n_atoms: int
+    content_hash: str
+    pose: Literal["invariant", "absolute"]
+
+    def sample(self, n: int, *, rng: np.random.Generator | int | None = None) -> Samples:
+        """Draw `n` independent configurations; the same seed gives the same draws."""
+        ...
+
+    def log_prob(self, positions: FloatArray) -> FloatArray:
+        """Log density of configurations in nm, shape (n, n_atoms, 3) to (n,); -inf off the support."""
+        ...
+
+    def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
+        """Raise ValueError, saying what differs, if `system` is not the one the density was made for."""
+        ...
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the density to one file, replacing it as a whole or not at all."""
+        ...
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, system: openmm.System | None = None) -> Self:
+        """Read what `save` wrote; with `system` also check that the density was made for it."""
+        ...
+
+
+@runtime_checkable
+class LatentDensity(ProposalDensity, Protocol):
+    """A proposal density that is the image of a simple base density under an invertible map."""
+
+    def to_latent(self, positions: FloatArray) -> FloatArray:
+        """Latents of configurations, shape (n, n_atoms, 3) to (n, n_dof); NaN off the support."""
+        ...
+
+    def from_latent(self, latents: FloatArray) -> FloatArray:
+        """Configurations in nm of latents, shape (n, n_dof) to (n, n_atoms, 3)."""
+        ...
