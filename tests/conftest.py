@@ -1,0 +1,38 @@
+"""What every test shares: one thread a process, and a clear word where OpenMM has no CUDA platform."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENMM_CPU_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import openmm
+import pytest
+
+
+def _cuda_failure() -> str | None:
+    """Why OpenMM's CUDA platform does not work here, or None where it does."""
+    system = openmm.System()
+    system.addParticle(1.0)
+    try:
+        openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("CUDA"))
+    except openmm.OpenMMException as error:
+        return str(error)
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cuda_items = [item for item in items if item.get_closest_marker("cuda")]
+    failure = _cuda_failure() if cuda_items else None
+    if failure is None:
+        return
+    if config.getoption("markexpr") == "cuda":  # asked for by name: skipping them all would look like success
+        pytest.exit(
+            f"OpenMM's CUDA platform does not work here ({failure}). The CUDA tests need an NVIDIA GPU and "
+            "pip install 'openmm[cuda12]' (or cuda13).",
+            returncode=1,
+        )
+    for item in cuda_items:
+        item.add_marker(pytest.mark.skip(reason=f"OpenMM's CUDA platform does not work here: {failure}"))
