@@ -1,0 +1,30 @@
+"""Settings of the documentation; `make docs` builds it into build/docs."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "openmm-bg"
+author = copyright = "openmm_bg developers"
+version = release = installed_version("openmm-bg")
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # numpydoc's sections say the types
+autodoc_member_order = "bysource"
+autosummary_generate = True
+numpydoc_show_class_members = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "openmm-bg"
+html_theme_options = {"show_prev_next": True, "navigation_with_keys": False}
