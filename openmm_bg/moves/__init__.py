@@ -1,0 +1,9 @@
+"""Monte Carlo moves that sample exactly with proposals from a Boltzmann generator."""
+
+from __future__ import annotations
+
+from openmm_bg.moves.independence import Independence, Scan
+from openmm_bg.moves.move import BoltzmannGeneratorMove, observe_scans
+from openmm_bg.moves.registry import register
+
+__all__ = ["BoltzmannGeneratorMove", "Independence", "Scan", "observe_scans", "register"]

@@ -1,0 +1,71 @@
+"""Reduced potentials of many configurations, one after the other in one OpenMM Context."""
+
+from __future__ import annotations
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from openmm_bg.density import FloatArray
+
+
+class ContextEnergies:
+    """Energies in a Context whose parameters and box are already those of the thermodynamic state.
+
+    Both energies of an acceptance have to come from one Context: platforms and precisions differ by more than kT in
+    a clash. The Context keeps the last configuration.
+
+    Parameters
+    ----------
+    context : openmm.Context
+    kT : float
+        In kJ/mol.
+    """
+
+    def __init__(self, context: openmm.Context, kT: float) -> None:
+        self.context = context
+        self.kT = kT
+        system = context.getSystem()
+        sites = [i for i in range(system.getNumParticles()) if system.isVirtualSite(i)]
+        self._virtual_sites = np.array(sites, dtype=int)
+
+    def place(self, positions: FloatArray) -> None:
+        """Set the Context to one configuration in nm, shape (n_atoms, 3), and its virtual sites with it."""
+        self.context.setPositions(positions)
+        if len(self._virtual_sites):
+            self.context.computeVirtualSites()
+
+    def reduced_potential(self, positions: FloatArray) -> FloatArray:
+        """Reduced potential U/kT of configurations, shape (n, n_atoms, 3) in nm to (n,).
+
+        The pressure's part pV/kT is left out: it cancels between configurations in one box. Where the energy is NaN or
+        -inf, or OpenMM fails to compute it, the result is +inf. Virtual sites in `positions` are overwritten with where
+        OpenMM puts them.
+
+        Raises
+        ------
+        openmm.OpenMMException
+            If OpenMM fails for every configuration: then it is the Context that is broken, not the configurations.
+        """
+        return self.potential_energy(positions) / self.kT
+
+    def potential_energy(self, positions: FloatArray) -> FloatArray:
+        """Potential energy in kJ/mol, as `reduced_potential`."""
+        energies = np.full(len(positions), np.inf)
+        n_failures = 0
+        for i, configuration in enumerate(positions):
+            try:
+                self.place(configuration)
+                state = self.context.getState(energy=True, positions=len(self._virtual_sites) > 0)
+            except openmm.OpenMMException:  # overflow or NaN in a clash, which some platforms report as an error
+                n_failures += 1
+                if n_failures == len(positions):
+                    raise
+                continue
+            energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+            if np.isfinite(energy):
+                energies[i] = energy
+            if len(self._virtual_sites):
+                placed = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+                positions[i, self._virtual_sites] = placed[self._virtual_sites]
+        return energies

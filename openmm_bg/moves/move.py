@@ -1,0 +1,305 @@
+"""A Boltzmann generator as one more Markov chain Monte Carlo move of openmmtools."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mpiplus
+import numpy as np
+import openmm
+from openmm import unit
+from openmmtools.cache import ContextCache
+from openmmtools.mcmc import MCMCMove
+from openmmtools.states import SamplerState, ThermodynamicState
+
+from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.moves.energies import ContextEnergies
+from openmm_bg.moves.independence import Independence, Scan
+from openmm_bg.moves.pose import align, check_energy_invariance, check_free_pose, particle_masses
+from openmm_bg.moves.registry import import_class, qualified_name, reference, register, resolve
+
+ScanObserver = Callable[[Scan, ThermodynamicState], None]
+
+_logger = logging.getLogger(__name__)
+_observers: list[ScanObserver] = []
+_streams = itertools.count()  # random streams begun in this process; no two moves share one
+_COUNTERS = ("n_accepted", "n_proposed", "n_nonfinite_energy", "n_off_support", "n_current_off_support")
+_MAX_SEED = np.iinfo(np.int32).max
+
+
+@contextmanager
+def observe_scans(observer: ScanObserver) -> Iterator[None]:
+    """Call `observer(scan, thermodynamic_state)` after every application of a generator move in this process.
+
+    Works however deep the moves are nested or copied, in `MCMCSampler` as in `ReplicaExchangeSampler` (there in each
+    MPI process for the replicas that it propagates). Nothing is stored: keep what you need, and no more.
+
+    Parameters
+    ----------
+    observer : callable
+        Takes a `Scan` and the `ThermodynamicState` that it sampled.
+
+    Examples
+    --------
+    >>> phi = []
+    >>> with observe_scans(lambda scan, state: phi.append(dihedral(scan.positions[scan.chain]))):  # doctest: +SKIP
+    ...     sampler.run(100)
+    """
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+class BoltzmannGeneratorMove(MCMCMove):
+    """Metropolis steps with proposals from a Boltzmann generator, exact however good or bad the generator is.
+
+    Each application draws `kernel.n_proposals` configurations of the whole molecule and accepts or rejects them in
+    turn. The potential energy and the log density of the current state are computed anew in every application, the
+    acceptance uses the temperature and the parameters of the thermodynamic state that the move is applied to, and the
+    box stays as it is. After an acceptance the velocities are drawn anew from the Maxwell-Boltzmann distribution,
+    otherwise they are kept.
+
+    Parameters
+    ----------
+    generator : ProposalDensity
+        A `BoltzmannGenerator`, or any normalised density. Save it to a file to make stored simulations resumable in
+        another process.
+    kernel : Independence
+        How proposals are made and judged.
+    seed : int, optional
+        Makes a program that runs the same moves in the same order repeat its random numbers. Copies of a move, and a
+        move that is resumed from a file, continue with numbers of their own.
+
+    Attributes
+    ----------
+    n_accepted, n_proposed : int
+        Counts of proposals, over all applications.
+    n_nonfinite_energy : int
+        Proposals rejected because their energy is not finite (clashes, overflow, a failed evaluation).
+    n_off_support : int
+        Proposals rejected because they have no finite log density or NaN positions.
+    n_current_off_support : int
+        Proposals rejected because the current state is one that the generator can not propose. If this goes on, the
+        move is frozen: the state has, for instance, a label permutation or an isomer that the generator does not know.
+    last_scan : Scan or None
+        The proposals and states of the latest application of this object. Not stored and not copied: a
+        `ReplicaExchangeSampler` copies its moves; use `observe_scans` there.
+
+    Notes
+    -----
+    Refused, when the move is applied: Systems that the generator was not made for, periodic Systems (explicit solvent),
+    and, for a generator of shapes without a place in space, Systems whose energy depends on that place.
+
+    Examples
+    --------
+    >>> generator = BoltzmannGenerator.load("ala2.bg")  # doctest: +SKIP
+    >>> move = SequenceMove([BoltzmannGeneratorMove(generator), LangevinDynamicsMove(n_steps=500)])  # doctest: +SKIP
+    """
+
+    n_accepted: int
+    n_proposed: int
+    n_nonfinite_energy: int
+    n_off_support: int
+    n_current_off_support: int
+
+    def __init__(
+        self, generator: ProposalDensity, *, kernel: Independence | None = None, seed: int | None = None
+    ) -> None:
+        super().__init__()
+        register(generator)
+        self.generator = generator
+        self.kernel = Independence() if kernel is None else kernel
+        self.seed = None if seed is None else int(seed)
+        self.reset_statistics()
+        self._begin_process_state()
+
+    def apply(
+        self,
+        thermodynamic_state: ThermodynamicState,
+        sampler_state: SamplerState,
+        context_cache: ContextCache | None = None,
+    ) -> None:
+        """Apply one scan of the kernel to the sampler state.
+
+        The sampler state and the statistics change together at the end, or, if anything is raised, not at all.
+
+        Parameters
+        ----------
+        thermodynamic_state : openmmtools.states.ThermodynamicState
+            Left as it is.
+        sampler_state : openmmtools.states.SamplerState
+            Gets the positions, velocities and energies after the last step.
+        context_cache : openmmtools.cache.ContextCache, optional
+            By default openmmtools' global one.
+
+        Raises
+        ------
+        ValueError
+            If the System is refused (see Notes of the class) or the current positions are not finite.
+        """
+        context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
+        current = self._finite_positions(sampler_state)
+        energies = ContextEnergies(context, thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole))
+        masses = self._check(thermodynamic_state, context, energies, current)
+        sampler_state.apply_to_context(context)
+
+        def place(positions: FloatArray) -> FloatArray:
+            return align(positions, current, masses) if self.generator.pose == "invariant" else positions
+
+        scan = self.kernel.scan(self.generator, current, place, energies.reduced_potential, self._random())
+
+        final = int(scan.chain[-1])
+        if final == 0:
+            sampler_state.apply_to_context(context)
+        else:
+            energies.place(scan.positions[final])
+        if final != 0 or sampler_state.velocities is None:
+            self._refresh_velocities(context, thermodynamic_state)
+        sampler_state.update_from_context(context)
+        self._record(scan)
+        for observer in _observers:
+            observer(scan, thermodynamic_state)
+
+    @property
+    def fraction_accepted(self) -> float:
+        """Accepted part of all proposals; NaN before the first."""
+        return self.n_accepted / self.n_proposed if self.n_proposed else float("nan")
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """All counts; what openmmtools stores and shares between MPI processes."""
+        return {name: getattr(self, name) for name in _COUNTERS}
+
+    @statistics.setter
+    def statistics(self, value: dict[str, int]) -> None:
+        for name in _COUNTERS:
+            setattr(self, name, int(value.get(name, 0)))
+
+    def reset_statistics(self) -> None:
+        """Set all counts to zero, for instance after equilibration."""
+        self.statistics = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "generator": reference(self.generator),
+            "kernel": {"class": qualified_name(type(self.kernel)), **dataclasses.asdict(self.kernel)},
+            "seed": self.seed,
+            "statistics": self.statistics,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        missing = {"generator", "kernel"} - set(state)
+        if missing:
+            raise ValueError(f"The stored state of a generator move lacks {sorted(missing)}: the storage is damaged.")
+        self.generator = resolve(state["generator"])
+        options = dict(state["kernel"])
+        kernel_class = import_class(options.pop("class"))
+        if not issubclass(kernel_class, Independence):
+            raise ValueError(f"The stored generator move names {kernel_class} as its kernel, which is none.")
+        self.kernel = kernel_class(**options)
+        self.seed = state.get("seed")
+        self.statistics = state.get("statistics", {})
+        self._begin_process_state()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(generator={self.generator.content_hash[:12]}, kernel={self.kernel}, "
+            f"n_accepted={self.n_accepted}, n_proposed={self.n_proposed})"
+        )
+
+    def _begin_process_state(self) -> None:
+        """Set what belongs to this object in this process and is never stored or copied."""
+        self.last_scan: Scan | None = None
+        self._rng: np.random.Generator | None = None
+        self._rng_process: int | None = None
+        self._warned_off_support = False
+        self._checked: weakref.WeakKeyDictionary[openmm.Context, _Checked] = weakref.WeakKeyDictionary()
+
+    def _random(self) -> np.random.Generator:
+        """Random numbers of this object in this process: a copied or forked generator would repeat its stream."""
+        if self._rng is None or self._rng_process != os.getpid():
+            if self.seed is None:
+                self._rng = np.random.default_rng()
+            else:
+                mpi = mpiplus.get_mpicomm()
+                key = (self.n_proposed, 0 if mpi is None else mpi.rank, next(_streams))
+                self._rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+            self._rng_process = os.getpid()
+        return self._rng
+
+    @staticmethod
+    def _finite_positions(sampler_state: SamplerState) -> FloatArray:
+        positions: FloatArray = np.array(sampler_state.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"The current positions of {len(bad)} of {len(positions)} atoms are not finite (first: atom {bad[0]}). "
+                "Start from finite positions; if a dynamics move made them, minimise first or reduce its timestep."
+            )
+        return positions
+
+    def _check(
+        self,
+        thermodynamic_state: ThermodynamicState,
+        context: openmm.Context,
+        energies: ContextEnergies,
+        current: FloatArray,
+    ) -> FloatArray:
+        """Refuse what the move can not sample exactly, once per Context and its parameters; return the masses."""
+        checked = self._checked.get(context)
+        if checked is None:
+            if thermodynamic_state.is_periodic or thermodynamic_state.pressure is not None:
+                raise ValueError(
+                    "The System is periodic or at constant pressure, as with explicit solvent. The generator proposes "
+                    "a whole molecule at once: the solvent around the old one would clash with every proposal. Use "
+                    "implicit solvent (for instance amber99_obc.xml or implicit/gbn2.xml) with "
+                    "nonbondedMethod=NoCutoff and no barostat."
+                )
+            system = thermodynamic_state.get_system(remove_thermostat=True, remove_barostat=True)
+            self.generator.check(system)
+            if self.generator.pose == "invariant":
+                check_free_pose(system)
+            checked = self._checked.setdefault(context, _Checked(particle_masses(system)))
+        parameters = dict(context.getParameters())
+        if self.generator.pose == "invariant" and parameters != checked.parameters:
+            if check_energy_invariance(energies.potential_energy, current, checked.masses):
+                checked.parameters = parameters
+        return checked.masses
+
+    def _refresh_velocities(self, context: openmm.Context, thermodynamic_state: ThermodynamicState) -> None:
+        """Draw Maxwell-Boltzmann velocities at the new positions, projected on the constraints there."""
+        seed = int(self._random().integers(1, _MAX_SEED))
+        context.setVelocitiesToTemperature(thermodynamic_state.temperature, seed)
+
+    def _record(self, scan: Scan) -> None:
+        self.last_scan = scan
+        self.n_accepted += scan.n_accepted
+        self.n_proposed += scan.n_proposed
+        self.n_nonfinite_energy += scan.n_nonfinite_energy
+        self.n_off_support += scan.n_off_support
+        if scan.start_off_support:
+            self.n_current_off_support += scan.n_proposed
+            if not self._warned_off_support:
+                self._warned_off_support = True
+                _logger.warning(
+                    "The generator can not propose the current state (its log density is not finite), so its move "
+                    "keeps it. If n_current_off_support goes on growing, the generator does not cover a state that "
+                    "the other moves reach."
+                )
+
+
+@dataclasses.dataclass
+class _Checked:
+    """A System that the generator was found to fit, and the Context parameters at which its pose was found free."""
+
+    masses: FloatArray
+    parameters: dict[str, float] | None = None
