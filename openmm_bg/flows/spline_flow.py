@@ -1,0 +1,187 @@
+"""The spline flow: rotatable torsions by circular splines, then everything else given the torsions.
+
+p(features) = p(torsions) p(linear | torsions). The torsions are a stack of couplings on the torus with a uniform
+base. The linear features, nearly Gaussian given the torsions, are a Gaussian whose mean and full covariance within a
+local group depend on the torsions, refined by a few spline couplings.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openmm_bg.flows.couplings import CircularCoupling, ConditionalAffine, LinearCoupling, circular_embedding
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Sizes of a spline flow.
+
+    Attributes
+    ----------
+    torsion_layers, torsion_bins, torsion_hidden : int
+        Couplings among torsions, bins of their splines, width of their conditioners.
+    linear_layers, linear_bins, linear_hidden : int
+        The same for the couplings of linear features.
+    affine_hidden : int
+        Width of the conditioner of means and covariances.
+    linear_bound : float
+        Half width of the splines of linear features, in standard deviations; the identity outside.
+    group_size : int
+        Largest number of linear features whose covariance is modelled in full.
+    """
+
+    torsion_layers: int = 6
+    torsion_bins: int = 12
+    torsion_hidden: int = 64
+    linear_layers: int = 2
+    linear_bins: int = 8
+    linear_hidden: int = 64
+    affine_hidden: int = 128
+    linear_bound: float = 5.0
+    group_size: int = 64
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Plain data for the model file."""
+        return asdict(self)
+
+
+class SplineFlow(nn.Module):
+    """A normalised density over (torsions, linear features).
+
+    Parameters
+    ----------
+    torsion_places, linear_places : list of int
+        Where each feature sits along the molecule (an atom index): what is near in it is local to a conditioner.
+    config : FlowConfig
+    seed : int
+        Seed of the initial weights.
+    """
+
+    def __init__(
+        self, torsion_places: list[int], linear_places: list[int], config: FlowConfig, seed: int = 0
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.config = config
+        self.n_circular, self.n_linear = len(torsion_places), len(linear_places)
+        groups = _contiguous_groups(linear_places, config.group_size)
+        reach = [_reach([linear_places[i] for i in group]) for group in groups]
+        near_torsions = [_within(torsion_places, *span) for span in reach]
+        self.torsion_layers = nn.ModuleList()
+        for layer in range(config.torsion_layers if self.n_circular else 0):
+            active = _alternate(self.n_circular, layer)
+            blocks = _contiguous_groups([torsion_places[i] for i in active], 16)
+            members = [[active[i] for i in block] for block in blocks]
+            seen = [
+                [i for i in _within(torsion_places, *_reach([torsion_places[j] for j in block])) if i not in active]
+                for block in members
+            ]
+            self.torsion_layers.append(
+                CircularCoupling(members, seen, config.torsion_bins, config.torsion_hidden, generator)
+            )
+        self.linear_layers = nn.ModuleList()
+        for layer in range(config.linear_layers if self.n_linear else 0):
+            half = [[i for k, i in enumerate(group) if k % 2 == layer % 2] for group in groups]
+            passive = [
+                [i for i in _within(linear_places, *span) if all(i not in block for block in half)] for span in reach
+            ]
+            self.linear_layers.append(
+                LinearCoupling(
+                    half,
+                    passive,
+                    near_torsions,
+                    self.n_circular,
+                    config.linear_bins,
+                    config.linear_bound,
+                    config.linear_hidden,
+                    generator,
+                )
+            )
+        self.affine = ConditionalAffine(groups, near_torsions, config.affine_hidden, generator)
+
+    def standardise(self, torsions: Tensor, linear: Tensor) -> None:
+        """Take the fixed whitening of linear features from data."""
+        if self.n_linear:
+            self.affine.standardise(linear, circular_embedding(torsions))
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""
+        torsions, linear = latent.split([self.n_circular, self.n_linear], -1)
+        log_det = latent.new_zeros(len(latent))
+        for layer in self.torsion_layers:
+            torsions, change = layer(torsions)
+            log_det = log_det + change
+        if self.n_linear:
+            embedded = circular_embedding(torsions)
+            for layer in self.linear_layers:
+                linear, change = layer(linear, embedded)
+                log_det = log_det + change
+            linear, change = self.affine(linear, embedded)
+            log_det = log_det + change
+        return torsions, linear, log_det
+
+    def inverse(self, torsions: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
+        """Features to latents and ln |d latent / d features|."""
+        log_det = torsions.new_zeros(len(torsions))
+        if self.n_linear:
+            embedded = circular_embedding(torsions)
+            linear, log_det = self.affine.inverse(linear, embedded)
+            for layer in reversed(self.linear_layers):
+                linear, change = layer.inverse(linear, embedded)
+                log_det = log_det + change
+        for layer in reversed(self.torsion_layers):
+            torsions, change = layer.inverse(torsions)
+            log_det = log_det + change
+        return torch.cat([torsions, linear], -1), log_det
+
+    def base_log_prob(self, latent: Tensor) -> Tensor:
+        """Log density of the base: uniform on circles, standard normal otherwise."""
+        linear = latent[:, self.n_circular :].double()
+        return (
+            -self.n_circular * math.log(2.0 * math.pi)
+            - 0.5 * (linear**2).sum(-1)
+            - 0.5 * self.n_linear * math.log(2.0 * math.pi)
+        )
+
+    def sample_base(self, n: int, generator: torch.Generator) -> Tensor:
+        """Latents drawn from the base, shape (n, n_circular + n_linear)."""
+        device = self.affine.marginal.device
+        circular = (2.0 * torch.rand(n, self.n_circular, generator=generator) - 1.0) * math.pi
+        return torch.cat([circular, torch.randn(n, self.n_linear, generator=generator)], -1).to(device)
+
+
+def _alternate(n: int, layer: int) -> list[int]:
+    """Active columns of a layer: halves by each binary digit of the index in turn, then their complements."""
+    digits = max(1, (n - 1).bit_length())
+    digit, flip = (layer // 2) % digits, layer % 2
+    active = [i for i in range(n) if ((i >> digit) & 1) != flip]
+    return active or list(range(n))
+
+
+def _contiguous_groups(places: list[int], size: int) -> list[list[int]]:
+    """Columns sorted along the molecule and cut into groups of nearly equal size."""
+    order = sorted(range(len(places)), key=lambda i: (places[i], i))
+    n_groups = max(1, math.ceil(len(order) / size))
+    bounds = [round(k * len(order) / n_groups) for k in range(n_groups + 1)]
+    return [order[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def _reach(places: list[int]) -> tuple[int, int]:
+    """The span of places widened by a margin of about one residue and a half."""
+    margin = 24
+    return (min(places, default=0) - margin, max(places, default=0) + margin)
+
+
+def _within(places: list[int], low: int, high: int) -> list[int]:
+    return [i for i, place in enumerate(places) if low <= place <= high]
+
+
+def default_config(n_dof: int) -> FlowConfig:
+    """Sizes for a molecule with that many degrees of freedom."""
+    if n_dof <= 12:
+        return FlowConfig(torsion_hidden=32, linear_hidden=32, affine_hidden=32)
+    return FlowConfig()

@@ -1,0 +1,308 @@
+"""BoltzmannGenerator: coordinates, flow and base density of one molecule as one normalised density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import openmm
+import openmm.app
+import torch
+from openmm import unit
+from torch import Tensor
+
+from openmm_bg import model_file
+from openmm_bg.coordinates import ConstraintMetric, InternalCoordinates, build_zmatrix, find_constraints
+from openmm_bg.coordinates.features import Features
+from openmm_bg.coordinates.reference import reference_internal
+from openmm_bg.coordinates.rotatable import rotatable_torsions
+from openmm_bg.density import FloatArray, Samples
+from openmm_bg.flows import FlowConfig, SplineFlow, default_config
+from openmm_bg.molecule import Molecule
+
+if TYPE_CHECKING:
+    from openmm_bg.training.history import TrainingHistory
+    from openmm_bg.training.data import TrajectorySource
+
+CHUNK = 4096  # configurations that pass through the flow at once
+
+
+class BoltzmannGenerator:
+    """A normalizing flow over the internal coordinates of one molecule; a `LatentDensity`.
+
+    Make one with `from_system` or `load`, then `fit` it to a trajectory or `openmm_bg.train` it.
+
+    Attributes
+    ----------
+    n_atoms, n_dof : int
+        Number of atoms; number of generated coordinates (3 n_atoms - 6 less the constraints).
+    pose : "invariant"
+        `log_prob` is a density modulo translation and rotation.
+    """
+
+    pose: Literal["invariant", "absolute"] = "invariant"
+
+    def __init__(self, molecule: Molecule, rotatable: list[int], config: FlowConfig, temperature: float, seed: int) -> None:
+        self.molecule = molecule
+        self._temperature = temperature
+        self._seed = seed
+        self._rotatable = rotatable
+        self.config = config
+        topology = molecule.topology()
+        zmatrix = build_zmatrix(topology)
+        constraints = find_constraints(molecule.constraints_system(), zmatrix, topology)
+        is_rotatable = np.isin(np.arange(len(zmatrix.atoms)), rotatable)
+        self.coordinates = InternalCoordinates(zmatrix)
+        self.features = Features(zmatrix, constraints, is_rotatable)
+        self.metric = ConstraintMetric(constraints.pairs, molecule.masses)
+        self.flow = SplineFlow(*self.features.places(zmatrix), config, seed)
+        if self.n_dof == 0:
+            raise ValueError("Constraints fix every internal coordinate of the molecule; nothing is left to generate.")
+
+    @classmethod
+    def from_system(
+        cls,
+        system: openmm.System,
+        topology: openmm.app.Topology,
+        temperature: unit.Quantity | float,
+        *,
+        coordinates: Literal["full"] = "full",
+        flow: Literal["spline"] | FlowConfig = "spline",
+        positions: unit.Quantity | FloatArray | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Build an untrained generator.
+
+        Parameters
+        ----------
+        system : openmm.System
+            One connected molecule; its masses and constraints enter the density.
+        topology : openmm.app.Topology
+            With all bonds.
+        temperature : Quantity or float (K)
+            The temperature the generator is meant for; moves use each thermodynamic state's own.
+        coordinates : "full"
+            Every internal coordinate that no constraint fixes is generated.
+        flow : "spline" or FlowConfig
+            "spline" chooses the sizes from the number of degrees of freedom.
+        positions : Quantity or array, shape (n_atoms, 3), nm, optional
+            A reference structure. It centres the untrained density and fixes its chirality, and is where molecular
+            dynamics starts when `train` makes its own data.
+        seed : int, optional
+            Seed of the initial weights.
+
+        Raises
+        ------
+        ValueError
+            For more than one molecule, virtual sites, atoms without mass, constraints whose Jacobian is not constant,
+            a temperature that is not positive, or positions of another shape.
+        """
+        if coordinates != "full":
+            raise ValueError(f"coordinates={coordinates!r} is unknown; use 'full'.")
+        kelvin = temperature.value_in_unit(unit.kelvin) if unit.is_quantity(temperature) else float(temperature)
+        if not kelvin > 0.0:
+            raise ValueError(f"The temperature is {kelvin} K; it must be positive.")
+        molecule = Molecule.from_openmm(system, topology)
+        zmatrix = build_zmatrix(topology)
+        rotatable = np.flatnonzero(rotatable_torsions(zmatrix, system)).tolist()
+        if flow == "spline":
+            config = default_config(molecule.n_atoms)
+        elif isinstance(flow, FlowConfig):
+            config = flow
+        else:
+            raise ValueError(f"flow={flow!r} is unknown; use 'spline' or a FlowConfig.")
+        generator = cls(molecule, rotatable, config, kelvin, 0 if seed is None else seed)
+        if positions is None:
+            internal = reference_internal(zmatrix, system)
+        else:
+            reference = molecule.check_positions(positions)
+            generator.molecule = molecule.with_reference(reference[0])
+            internal = generator.coordinates.to_internal(torch.tensor(reference[:1]))
+        generator.features.set_reference(internal, (0.03, 0.06, 0.05))
+        return generator
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return self.molecule.n_atoms
+
+    @property
+    def n_dof(self) -> int:
+        """Number of generated degrees of freedom."""
+        return self.features.n_circular + self.features.n_linear
+
+    @property
+    def temperature(self) -> unit.Quantity:
+        """The temperature that the generator is meant for."""
+        return self._temperature * unit.kelvin
+
+    @property
+    def topology(self) -> openmm.app.Topology:
+        """The Topology of the molecule."""
+        return self.molecule.topology()
+
+    @property
+    def content_hash(self) -> str:
+        """Digest of molecule, configuration and weights; it changes with training."""
+        return model_file.content_hash("BoltzmannGenerator", self._description(), self._tensors())
+
+    @property
+    def device(self) -> torch.device:
+        """Where flow and coordinates are evaluated."""
+        return self.features.mean.device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move flow and coordinates to a device ("cpu", "cuda", "cuda:1"); returns the generator."""
+        for module in (self.coordinates, self.features, self.metric, self.flow):
+            module.to(device)
+        return self
+
+    def sample(self, n: int, *, rng: np.random.Generator | int | None = None) -> Samples:
+        """Draw independent configurations.
+
+        Parameters
+        ----------
+        n : int
+        rng : numpy Generator or seed, optional
+
+        Returns
+        -------
+        Samples
+            `log_prob` is that of the inverse pass, the one a move uses for its current state too.
+        """
+        seed = int(np.random.default_rng(rng).integers(2**63 - 1))
+        latent = self.flow.sample_base(n, torch.Generator().manual_seed(seed))
+        positions = self.from_latent(latent.cpu().numpy())
+        return Samples(positions, self.log_prob(positions))
+
+    def log_prob(self, positions: unit.Quantity | FloatArray) -> FloatArray:
+        """Log density on the measure that OpenMM samples, modulo pose, shape (n, n_atoms, 3) nm to (n,).
+
+        log p(q) - log J(q) - 1/2 ln det Z(q) (docs: theory, "The measure"), in units of nm^-(3 n_atoms - 6). It is
+        -inf off the support: at degenerate or non-finite coordinates.
+        """
+        return self._in_chunks(positions, lambda x: self._encode(x)[1])
+
+    def to_latent(self, positions: unit.Quantity | FloatArray) -> FloatArray:
+        """Latents of configurations, shape (n, n_atoms, 3) nm to (n, n_dof): circles first, in [-pi, pi)."""
+        return self._in_chunks(positions, lambda x: self._encode(x)[0].double())
+
+    def from_latent(self, latents: FloatArray) -> FloatArray:
+        """Configurations of latents, shape (n, n_dof) to (n, n_atoms, 3) nm; NaN where arithmetic overflows."""
+        latent = torch.as_tensor(np.asarray(latents), dtype=torch.float32)
+        if latent.ndim != 2 or latent.shape[1] != self.n_dof:
+            raise ValueError(f"Latents have shape {tuple(latent.shape)}; expected (n, {self.n_dof}).")
+        with torch.no_grad():
+            parts = [self._decode(part.to(self.device))[0].cpu() for part in latent.split(CHUNK)]
+        return torch.cat(parts).numpy() if parts else np.empty((0, self.n_atoms, 3))
+
+    def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
+        """Raise ValueError, naming what differs, unless the generator was made for this System and Topology."""
+        self.molecule.check(system, topology)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write one file of tensors and plain data; an existing file is replaced as a whole or not at all."""
+        model_file.write(path, "BoltzmannGenerator", self._description(), self._tensors())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, system: openmm.System | None = None) -> Self:
+        """Read a generator; with `system` also check that it was made for it.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file; if it is truncated, changed or foreign; if the System is another.
+        """
+        description, tensors, _ = model_file.read(path, "BoltzmannGenerator")
+        generator = cls(
+            Molecule.from_dict(description["molecule"]),
+            description["rotatable"],
+            FlowConfig(**description["flow"]),
+            description["temperature"],
+            description["seed"],
+        )
+        generator._load_tensors(tensors)
+        if system is not None:
+            generator.check(system)
+        return generator
+
+    def fit(
+        self,
+        trajectory: TrajectorySource,
+        *,
+        weights: FloatArray | None = None,
+        max_steps: int | None = None,
+        max_seconds: float | None = None,
+        validation_fraction: float = 0.1,
+        folder: str | PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> TrainingHistory:
+        """Fit the density to a trajectory by maximum likelihood, with early stopping on held-out blocks of time.
+
+        See `openmm_bg.training.fit`, which this calls.
+        """
+        from openmm_bg.training import fit
+
+        return fit(
+            self,
+            trajectory,
+            weights=weights,
+            max_steps=max_steps,
+            max_seconds=max_seconds,
+            validation_fraction=validation_fraction,
+            folder=folder,
+            progress=progress,
+        )
+
+    def _decode(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions and log density on the sampled measure of latents, differentiable in the flow's parameters."""
+        circular, linear, log_det = self.flow(latent)
+        log_prob = self.flow.base_log_prob(latent) - log_det.double()
+        internal, log_det = self.features.decode(circular.double(), linear.double())
+        positions = self.coordinates.to_cartesian(internal)
+        log_prob = log_prob - log_det - self.coordinates.log_jacobian(internal) - self.metric(positions)
+        return positions, log_prob
+
+    def _encode(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and log density on the sampled measure of positions."""
+        internal = self.coordinates.to_internal(positions)
+        circular, linear, log_det = self.features.encode(internal)
+        latent, flow_log_det = self.flow.inverse(circular.float(), linear.float())
+        log_prob = (
+            self.flow.base_log_prob(latent)
+            + flow_log_det.double()
+            + log_det
+            - self.coordinates.log_jacobian(internal)
+            - self.metric(positions)
+        )
+        return latent, torch.where(torch.isfinite(log_prob), log_prob, -torch.inf)
+
+    def _in_chunks(self, positions: unit.Quantity | FloatArray, function: Callable[[Tensor], Tensor]) -> FloatArray:
+        if unit.is_quantity(positions):
+            positions = positions.value_in_unit(unit.nanometer)
+        x = torch.as_tensor(np.asarray(positions, dtype=np.float64))
+        if x.ndim != 3 or x.shape[1:] != (self.n_atoms, 3):
+            raise ValueError(f"Positions have shape {tuple(x.shape)}; expected (n, {self.n_atoms}, 3) in nm.")
+        with torch.no_grad():
+            parts = [function(part.to(self.device)).cpu() for part in x.split(CHUNK)]
+        return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "molecule": self.molecule.to_dict(),
+            "rotatable": self._rotatable,
+            "flow": self.config.to_dict(),
+            "temperature": self._temperature,
+            "seed": self._seed,
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = {"features": self.features, "flow": self.flow}
+        return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        for part, module in {"features": self.features, "flow": self.flow}.items():
+            prefix = f"{part}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
