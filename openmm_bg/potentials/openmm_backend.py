@@ -3,11 +3,12 @@
 OpenMM evaluates one configuration per Context at a time, and its Python layer releases the interpreter lock
 meanwhile, so threads in this process suffice: on two idle cores two threads did 1.7 times the work of one on the
 smallest peptide (spawned processes 1.9 times) and 2.0 times on villin, without a second interpreter to start, feed and
-clean up after.
+clean up after. On busy cores a small System gains nothing, for the threads wait for each other; so it is measured.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -15,10 +16,11 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from openmm_bg.potentials.platforms import PlatformChoice, choose_platform, n_cores
+from openmm_bg.potentials.platforms import PlatformChoice, choose_platform, lattice, n_cores
 
 FloatArray = NDArray[np.float64]
 
+_ROWS_TO_MEASURE, _LEAST_GAIN = 256, 1.1
 _FEWEST_ROWS_PER_THREAD = 4  # less work than this costs more to hand out than it saves
 
 
@@ -32,14 +34,13 @@ class OpenMMBackend:
     platform : str
         "auto" or the name of a platform.
     n_workers : int, optional
-        Number of Contexts; by default one per core, or a single one on a GPU.
+        Number of Contexts; by default one per core if that is faster than a single one, and one on a GPU.
     """
 
     def __init__(self, system: openmm.System, *, platform: str = "auto", n_workers: int | None = None) -> None:
-        self.choice: PlatformChoice = choose_platform(
-            system, platform=platform, task="energies", n_concurrent=n_workers or n_cores()
-        )
-        self.n_workers = n_workers or (1 if self.choice.is_gpu else n_cores())
+        n_concurrent = n_workers or n_cores()
+        self.choice: PlatformChoice = choose_platform(system, platform=platform, n_concurrent=n_concurrent)
+        self.n_workers = 1 if n_workers is None and self.choice.is_gpu else n_concurrent
         self.last_error: str | None = None
         self._n_atoms = system.getNumParticles()
         self._has_virtual_sites = any(system.isVirtualSite(i) for i in range(self._n_atoms))
@@ -48,6 +49,9 @@ class OpenMMBackend:
         ]
         self._pool = ThreadPoolExecutor(self.n_workers, thread_name_prefix="openmm_bg-energies")
         self._stopping = False
+        if n_workers is None and self.n_workers > 1 and not self._threads_pay_off():
+            self.n_workers = 1
+            del self._contexts[1:]
 
     def evaluate(self, positions: FloatArray, *, with_forces: bool) -> tuple[FloatArray, FloatArray | None]:
         """Energies (n,) in kJ/mol and forces (n, n_atoms, 3) in kJ/mol/nm of finite `positions` in nm.
@@ -79,6 +83,24 @@ class OpenMMBackend:
         """Free the Contexts and end the threads."""
         self._pool.shutdown(wait=True)
         self._contexts.clear()
+
+    def _threads_pay_off(self) -> bool:
+        """Whether all threads are clearly faster than one; they always are where an evaluation takes a millisecond."""
+        n_workers, positions = self.n_workers, lattice(self._n_atoms)
+        batch = np.repeat(positions[None], _FEWEST_ROWS_PER_THREAD * n_workers, axis=0)
+        if self._seconds(batch) > 1e-3 * len(batch) / n_workers:
+            return True
+        batch = np.repeat(positions[None], _ROWS_TO_MEASURE, axis=0)
+        together = min(self._seconds(batch) for _ in range(2))
+        self.n_workers = 1
+        alone = min(self._seconds(batch) for _ in range(2))
+        self.n_workers = n_workers
+        return alone > _LEAST_GAIN * together
+
+    def _seconds(self, positions: FloatArray) -> float:
+        begin = time.perf_counter()
+        self.evaluate(positions, with_forces=True)
+        return time.perf_counter() - begin
 
     def _run(self, tasks: list[Callable[[], None]]) -> None:
         """Run in the pool; on an interrupt the threads stop at their next row, and are waited for."""

@@ -107,7 +107,7 @@ def choose_platform(
     if positions is None:
         if task == "dynamics":
             raise ValueError("Timing dynamics needs a structure; give positions in nm, shape (n_atoms, 3).")
-        positions = _lattice(system.getNumParticles())
+        positions = lattice(system.getNumParticles())
     candidates = _candidates(_checked_name(platform), system.getNumParticles(), task, n_concurrent)
     rates: dict[str, float] = {}
     unavailable: dict[str, str] = {}
@@ -204,7 +204,7 @@ def _measure(choice: PlatformChoice, system: openmm.System, positions: NDArray[n
     return done / spent
 
 
-def _lattice(n_atoms: int) -> NDArray[np.float64]:
+def lattice(n_atoms: int) -> NDArray[np.float64]:
     """Atoms on a jittered cubic lattice: no two overlap and no angle is straight."""
     side = int(np.ceil(n_atoms ** (1.0 / 3.0)))
     grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:n_atoms]

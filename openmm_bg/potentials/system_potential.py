@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, Self
 import numpy as np
 import openmm
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from openmm import app, unit
 from torch.autograd.function import once_differentiable
 
@@ -33,7 +33,8 @@ class SystemPotential:
     platform : str
         "auto" for the fastest by a short measurement, or the name of one of OpenMM's platforms.
     n_workers : int, optional
-        Number of OpenMM Contexts that work side by side, each in a thread; by default one per core, one on a GPU.
+        Number of OpenMM Contexts that work side by side, each in a thread; by default one per core if that is faster
+        than a single one, and one on a GPU.
 
     Attributes
     ----------
@@ -82,7 +83,7 @@ class SystemPotential:
         """Text of the last exception that OpenMM raised in an evaluation."""
         return self._open_backend().last_error
 
-    def energy(self, positions: ArrayLike) -> FloatArray:
+    def energy(self, positions: FloatArray | unit.Quantity) -> FloatArray:
         """Potential energies in kJ/mol, shape (n,), of positions in nm, shape (n, n_atoms, 3); +inf where it failed.
 
         Raises
@@ -92,7 +93,7 @@ class SystemPotential:
         """
         return self._evaluate(positions, with_forces=False)[0]
 
-    def energy_and_forces(self, positions: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    def energy_and_forces(self, positions: FloatArray | unit.Quantity) -> tuple[FloatArray, FloatArray]:
         """Energies as of `energy`, and forces in kJ/mol/nm, shape (n, n_atoms, 3), zero where the energy is +inf."""
         energies, forces = self._evaluate(positions, with_forces=True)
         assert forces is not None
@@ -137,7 +138,9 @@ class SystemPotential:
             raise RuntimeError("This SystemPotential was closed; make a new one.")
         return self._backend
 
-    def _evaluate(self, positions: ArrayLike, *, with_forces: bool) -> tuple[FloatArray, FloatArray | None]:
+    def _evaluate(
+        self, positions: FloatArray | unit.Quantity, *, with_forces: bool
+    ) -> tuple[FloatArray, FloatArray | None]:
         backend = self._open_backend()
         batch = _as_batch(positions, self.n_atoms)
         finite = np.isfinite(batch).all(axis=(1, 2))
@@ -168,14 +171,14 @@ class _Energy(torch.autograd.Function):
         return torch.from_numpy(energies).to(positions.device)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (forces,) = ctx.saved_tensors
         weights = torch.where(ctx.failed, torch.zeros_like(grad), grad)  # inf or NaN times zero would be NaN
         return -weights[:, None, None] * forces, None
 
 
-def _as_batch(positions: ArrayLike, n_atoms: int) -> FloatArray:
+def _as_batch(positions: FloatArray | unit.Quantity, n_atoms: int) -> FloatArray:
     """Positions as a C-contiguous float64 array of shape (n, n_atoms, 3), checked."""
     if unit.is_quantity(positions):
         positions = positions.value_in_unit(unit.nanometer)
