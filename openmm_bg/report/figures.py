@@ -1,0 +1,203 @@
+"""The figures of the report, as SVG that stands in the page itself."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from openmm_bg.analysis.basins import RARE_PHI_LIMIT
+from openmm_bg.density import FloatArray
+from openmm_bg.report.records import Chain
+from openmm_bg.report.results import BG_LANGEVIN, GENERATOR, LANGEVIN, TITLES, Results
+from openmm_bg.report.training_record import TrainingRecord
+
+COLORS = {BG_LANGEVIN: "#0b6bb0", LANGEVIN: "#c8531c", GENERATOR: "#1a8f6b"}  # told apart by the colour-blind too
+_RAW = "#8b95a1"
+_HIGHEST = 30.0  # kJ/mol, the top of the surfaces' scale
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.edgecolor": "#5c6670",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "legend.frameon": False,
+    "xtick.color": "#39424c",
+    "ytick.color": "#39424c",
+    "svg.hashsalt": "openmm-bg",
+}
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def surfaces(results: Results) -> str:
+    """Free-energy surfaces of all methods on one scale, with their errors below."""
+    methods = [results.methods[key] for key in (BG_LANGEVIN, LANGEVIN, GENERATOR) if key in results.methods]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6 * len(methods) + 0.9, 6.6), layout="constrained")
+        axes = np.asarray(figure.subplots(2, len(methods), sharex=True, sharey=True)).reshape(2, len(methods))
+        free_energies = np.concatenate([method.surface.free_energy.ravel() for method in methods])
+        highest = min(_HIGHEST, float(free_energies[np.isfinite(free_energies)].max()))
+        for column, method in enumerate(methods):
+            top, bottom = axes[0, column], axes[1, column]
+            surface = method.surface
+            finite = np.where(np.isfinite(surface.free_energy), surface.free_energy, np.nan)
+            values = _image(top, finite, "viridis", highest)
+            errors = _image(bottom, surface.error, "magma_r", 3.0)
+            top.set_title(method.title, color=COLORS[method.key])
+            bottom.set_xlabel("phi (degrees)")
+            for axis in (top, bottom):
+                axis.axvline(0.0, color="#5c6670", linewidth=0.7, linestyle=":")
+                axis.axvline(math.degrees(RARE_PHI_LIMIT), color="#5c6670", linewidth=0.7, linestyle=":")
+        axes[0, 0].set_ylabel("psi (degrees)")
+        axes[1, 0].set_ylabel("psi (degrees)")
+        figure.colorbar(values, ax=axes[0, :], label="F (kJ/mol)", shrink=0.9, extend="max")
+        figure.colorbar(errors, ax=axes[1, :], label="standard error (kJ/mol)", shrink=0.9, extend="max")
+        return _svg(figure)
+
+
+def _image(axis: Axes, values: FloatArray, colors: str, highest: float) -> mpl.image.AxesImage:
+    axis.set_facecolor("#eef0f2")
+    axis.set_xticks([-180, -90, 0, 90, 180])
+    axis.set_yticks([-180, -90, 0, 90, 180])
+    return axis.imshow(
+        values.T, origin="lower", extent=(-180, 180, -180, 180), cmap=colors, vmin=0.0, vmax=highest,
+        interpolation="nearest", aspect="equal",
+    )  # fmt: skip
+
+
+def phi_over_time(results: Results) -> str:
+    """The torsion phi over wall time for both chains."""
+    chains = [(key, chain) for key, chain in ((BG_LANGEVIN, results.chain), (LANGEVIN, results.langevin)) if chain]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.5, 1.9 * len(chains) + 0.4), layout="constrained")
+        axes = np.atleast_1d(np.asarray(figure.subplots(len(chains), 1, sharex=True, sharey=True)))
+        for axis, (key, chain) in zip(axes, chains, strict=True):
+            kept = _thinned(chain)
+            phi = np.degrees(chain.phi[kept, results.pair])
+            axis.axhspan(0, math.degrees(RARE_PHI_LIMIT), color="#f3e6c8", linewidth=0, zorder=0)
+            axis.plot(
+                chain.seconds[kept], phi, ".", color=COLORS[key], markersize=1.4, alpha=0.5, markeredgewidth=0,
+                rasterized=True,
+            )  # fmt: skip
+            axis.set_yticks([-180, -90, 0, 90, 180])
+            axis.set_ylim(-180, 180)
+            axis.set_ylabel("phi (degrees)")
+            axis.set_title(TITLES[key], color=COLORS[key], loc="left")
+        axes[-1].set_xlabel("wall time (s); shaded: 0 < phi < 2.3 rad")
+        return _svg(figure)
+
+
+def _thinned(chain: Chain, most: int = 30_000) -> FloatArray:
+    return np.unique(np.linspace(0, len(chain) - 1, min(len(chain), most)).astype(np.int64))
+
+
+def acceptance(results: Results) -> str:
+    """Fraction of proposals accepted, by basin of origin."""
+    assert results.acceptance is not None
+    names = list(results.acceptance.by_basin)
+    values = [results.acceptance.by_basin[name] for name in names]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 0.55 * len(names) + 1.1), layout="constrained")
+        axis = figure.subplots()
+        errors = [0.0 if math.isnan(value.error) else value.error for value in values]
+        axis.barh(names, [value.value for value in values], xerr=errors, color=COLORS[BG_LANGEVIN], height=0.55)
+        axis.axvline(results.acceptance.overall.value, color="#39424c", linestyle="--", linewidth=1)
+        axis.set_xlim(0, 1)
+        axis.invert_yaxis()
+        axis.set_xlabel("fraction accepted, by basin of origin (dashed: overall)")
+        return _svg(figure)
+
+
+def weight_histogram(results: Results) -> str:
+    """Distribution of the importance weights in units of their mean."""
+    assert results.weights is not None
+    log_weights = results.weights.log_weights
+    scaled = (log_weights[np.isfinite(log_weights)] + math.log(len(log_weights))) / math.log(10.0)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 3.0), layout="constrained")
+        axis = figure.subplots()
+        low, high = max(-6.0, float(scaled.min())), max(0.5, float(scaled.max()))
+        edges = np.linspace(low, high, 60).tolist()
+        axis.hist(np.clip(scaled, low, high), bins=edges, color=COLORS[GENERATOR], alpha=0.45, label="samples")
+        axis.hist(
+            np.clip(scaled, low, high), bins=edges, weights=10.0**scaled, histtype="step", linewidth=1.6,
+            color=COLORS[GENERATOR], label="weight they carry",
+        )  # fmt: skip
+        axis.axvline(0.0, color="#39424c", linestyle="--", linewidth=1)
+        axis.set_xlabel("log10(weight / mean weight)")
+        axis.set_ylabel("samples")
+        axis.legend(loc="upper left")
+        return _svg(figure)
+
+
+def energy_histogram(results: Results) -> str:
+    """Potential energies of the chains, of the generator, and of the generator reweighted."""
+    curves: list[tuple[str, str, str, FloatArray, FloatArray | None]] = []
+    if results.chain is not None:
+        curves.append((TITLES[BG_LANGEVIN], COLORS[BG_LANGEVIN], "-", results.chain.energy, None))
+    if results.langevin is not None:
+        curves.append((TITLES[LANGEVIN], COLORS[LANGEVIN], "-", results.langevin.energy, None))
+    if results.weights is not None:
+        finite = np.isfinite(results.weights.energies)
+        energies, weights = results.weights.energies[finite], results.weights.weights[finite]
+        curves.append(("generator, as drawn", _RAW, "-", energies, None))
+        curves.append((TITLES[GENERATOR], COLORS[GENERATOR], "--", energies, weights))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 3.0), layout="constrained")
+        axis = figure.subplots()
+        low = min(float(np.quantile(energy, 0.001)) for _, _, _, energy, _ in curves)
+        high = max(float(np.quantile(energy, 0.97)) for _, _, _, energy, _ in curves)
+        edges = np.linspace(low, high + 0.1 * (high - low) + 1e-6, 70)
+        for label, color, line, energy, weight in curves:
+            density = np.histogram(energy, bins=edges, weights=weight)[0]
+            total = len(energy) if weight is None else weight.sum()
+            axis.stairs(
+                density / (total * np.diff(edges)), edges, color=color, linestyle=line, label=label, linewidth=1.4
+            )
+        axis.set_xlabel("potential energy (kJ/mol)")
+        axis.set_ylabel("density")
+        axis.legend(loc="upper right", fontsize=8)
+        return _svg(figure)
+
+
+def training(record: TrainingRecord) -> str:
+    """Loss and effective sample size over the training's wall time, stage by stage."""
+    panels: Sequence[tuple[str, FloatArray]] = [("loss", record.loss)]
+    if np.isfinite(record.ess_fraction).any():
+        panels = [*panels, ("ESS / N of a batch", record.ess_fraction)]
+    stages = list(dict.fromkeys(record.stage))
+    palette = ["#0b6bb0", "#c8531c", "#1a8f6b", "#8a5fb0", "#7b6a3a", "#5c6670"]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.5, 2.9), layout="constrained")
+        axes = np.atleast_1d(np.asarray(figure.subplots(1, len(panels))))
+        names = np.asarray(record.stage)
+        for axis, (label, values) in zip(axes, panels, strict=True):
+            for index, stage in enumerate(stages):
+                here = (names == stage) & np.isfinite(values)
+                axis.plot(
+                    record.seconds[here], values[here], color=palette[index % len(palette)], linewidth=1.1, label=stage
+                )
+            axis.set_xlabel("wall time (s)")
+            axis.set_ylabel(label)
+        finite = record.loss[np.isfinite(record.loss)]
+        if len(finite) > 20:
+            low, high = np.quantile(finite, [0.0, 0.95])
+            axes[0].set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))
+        axes[0].legend(fontsize=8)
+        return _svg(figure)

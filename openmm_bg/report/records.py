@@ -1,0 +1,93 @@
+"""What is kept of a chain and of a generator's samples: torsions and energies of every state."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmm_bg.density import FloatArray
+from openmm_bg.report.run_folder import write_bytes
+
+
+class _Record:
+    """Arrays that are stored side by side in one .npz file."""
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to one file, replacing it as a whole or not at all."""
+        stream = io.BytesIO()
+        np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]
+        write_bytes(path, stream.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; raise ValueError naming the file if it cannot be read."""
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays: dict[str, Any] = {name: stored[name] for name in names}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"cannot read {path}: {error}; it is damaged, or was not written by openmm-bg") from error
+        return cls(**arrays)
+
+
+@dataclass(frozen=True)
+class Chain(_Record):
+    """A Markov chain: every state that was sampled, in order. The state before a proposal is the entry before it.
+
+    Attributes
+    ----------
+    phi, psi : ndarray, shape (n, n_pairs)
+        Backbone torsions in radians of every residue that has both.
+    energy : ndarray, shape (n,)
+        Potential energy in kJ/mol.
+    proposed : ndarray of bool, shape (n,)
+        True for the state after a proposal of the generator, False for one reached by dynamics (and the first).
+    accepted : ndarray of bool, shape (n,)
+        Whether that proposal was accepted.
+    seconds : ndarray, shape (n,)
+        Wall time since the start of the chain.
+    """
+
+    phi: FloatArray
+    psi: FloatArray
+    energy: FloatArray
+    proposed: NDArray[np.bool_]
+    accepted: NDArray[np.bool_]
+    seconds: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+    @classmethod
+    def concatenate(cls, parts: list[Chain]) -> Chain:
+        """Join consecutive parts of one chain."""
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class GeneratorSamples(_Record):
+    """Independent samples of a generator.
+
+    Attributes
+    ----------
+    phi, psi : ndarray, shape (n, n_pairs)
+        Radians; NaN for a draw off the support.
+    energy : ndarray, shape (n,)
+        kJ/mol, +inf where it failed.
+    log_weights : ndarray, shape (n,)
+        Normalised importance weights, -inf where zero.
+    """
+
+    phi: FloatArray
+    psi: FloatArray
+    energy: FloatArray
+    log_weights: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.energy)

@@ -1,0 +1,218 @@
+"""The folder that one command leaves and the next one reads.
+
+run.json            what was asked for, versions, and for each phase: finished, seconds, energy evaluations, platform
+system.xml          the System
+topology.pdb        its Topology and one structure
+data.npz            frames of molecular dynamics (`simulate`)
+generator.bg        the trained Boltzmann generator (`train`)
+training/           history and checkpoints of the training
+generator.npz       reweighted samples of the generator (`sample`)
+chain.npz           the chain of Boltzmann generator moves and Langevin dynamics (`sample`)
+langevin.npz        Langevin dynamics alone (`sample`)
+report.html         the page (`report`)
+summary.json        figures for machines
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_bg.density import FloatArray
+from openmm_bg.systems import MolecularSystem
+
+_FORMAT = "openmm-bg run"
+_VERSION = 1
+
+
+class RunFolder:
+    """A folder of results.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The folder.
+
+    Attributes
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.run_file = self.path / "run.json"
+        self.system_file = self.path / "system.xml"
+        self.topology_file = self.path / "topology.pdb"
+        self.data_file = self.path / "data.npz"
+        self.generator_file = self.path / "generator.bg"
+        self.training_folder = self.path / "training"
+        self.generator_samples_file = self.path / "generator.npz"
+        self.chain_file = self.path / "chain.npz"
+        self.langevin_file = self.path / "langevin.npz"
+        self.report_file = self.path / "report.html"
+        self.summary_file = self.path / "summary.json"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Make a folder ready to be written to: a new or empty one, or one that was made here before.
+
+        Raises
+        ------
+        ValueError
+            If there is something else at the path; nothing is changed.
+        OSError
+            If it cannot be written to.
+        """
+        folder = cls(path)
+        if folder.path.exists() and not folder.path.is_dir():
+            raise ValueError(f"{folder.path} is a file; name a folder that is new, empty, or was made by openmm-bg")
+        if folder.run_file.exists():
+            folder.read_run()
+        elif folder.path.is_dir() and any(folder.path.iterdir()):
+            found = ", ".join(sorted(entry.name for entry in folder.path.iterdir())[:4])
+            raise ValueError(
+                f"{folder.path} holds other files ({found}) and no run.json, so it was not made by openmm-bg and "
+                "is left alone; name a new or an empty folder"
+            )
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder.path):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"cannot write to the folder {folder.path} ({error.strerror or error}); choose another with --output"
+            ) from error
+        if not folder.run_file.exists():
+            write_json(folder.run_file, {"format": _FORMAT, "version": _VERSION, "settings": {}, "phases": {}})
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Return a folder made by `create`; raise ValueError if there is none."""
+        folder = cls(path)
+        if not folder.run_file.exists():
+            raise ValueError(
+                f"{folder.path} is not a folder of openmm-bg (it holds no run.json); make one with "
+                f"`openmm-bg simulate -o {folder.path}`"
+            )
+        folder.read_run()
+        return folder
+
+    def read_run(self) -> dict[str, Any]:
+        """Return the contents of run.json, checked."""
+        run = read_json(self.run_file)
+        if run.get("format") != _FORMAT:
+            raise ValueError(f"{self.run_file} was not written by openmm-bg (its format is {run.get('format')!r})")
+        if run.get("version") != _VERSION:
+            raise ValueError(
+                f"{self.run_file} has version {run.get('version')!r}, expected {_VERSION}; start a new folder"
+            )
+        return run
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the commands were asked for: sequence, temperature, seed, ..."""
+        return dict(self.read_run()["settings"])
+
+    @property
+    def phases(self) -> dict[str, dict[str, Any]]:
+        """What has been done, by phase, with its seconds and energy evaluations."""
+        return dict(self.read_run()["phases"])
+
+    def update_settings(self, settings: Mapping[str, Any]) -> None:
+        """Add settings to run.json."""
+        run = self.read_run()
+        run["settings"].update(settings)
+        write_json(self.run_file, run)
+
+    def update_phase(self, name: str, **record: Any) -> None:
+        """Add to the record of a phase in run.json."""
+        run = self.read_run()
+        run["phases"].setdefault(name, {}).update(record)
+        write_json(self.run_file, run)
+
+    def is_finished(self, phase: str) -> bool:
+        """Whether a phase has run to its end."""
+        return bool(self.phases.get(phase, {}).get("finished"))
+
+    def update_summary(self, entries: Mapping[str, Any]) -> None:
+        """Add entries to summary.json."""
+        summary = read_json(self.summary_file) if self.summary_file.exists() else {}
+        write_json(self.summary_file, {**summary, **entries})
+
+    def write_system(self, molecule: MolecularSystem) -> None:
+        """Write system.xml and topology.pdb."""
+        write_bytes(self.system_file, openmm.XmlSerializer.serialize(molecule.system).encode())
+        page = io.StringIO()
+        app.PDBFile.writeFile(molecule.topology, molecule.positions * unit.nanometer, page, keepIds=True)
+        write_bytes(self.topology_file, page.getvalue().encode())
+
+    def read_system(self) -> MolecularSystem:
+        """Read what `write_system` wrote.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing or cannot be read.
+        """
+        for path in (self.system_file, self.topology_file):
+            if not path.exists():
+                raise ValueError(f"{path} is missing; run `openmm-bg simulate -o {self.path}` first")
+        try:
+            system = openmm.XmlSerializer.deserialize(self.system_file.read_text())
+            pdb = app.PDBFile(str(self.topology_file))
+        except (openmm.OpenMMException, ValueError, IndexError, KeyError) as error:
+            raise ValueError(f"cannot read {self.system_file} and {self.topology_file.name}: {error}") from error
+        positions: FloatArray = np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+        return MolecularSystem(system, pdb.topology, positions)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, with errors that name the file."""
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); it is damaged, or was not written here") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as a whole or not at all; numbers that are not finite become null."""
+    write_bytes(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
