@@ -180,7 +180,7 @@ class _Energy(torch.autograd.Function):
 
 def _as_batch(positions: FloatArray | unit.Quantity, n_atoms: int) -> FloatArray:
     """Positions as a C-contiguous float64 array of shape (n, n_atoms, 3), checked."""
-    if unit.is_quantity(positions):
+    if isinstance(positions, unit.Quantity):
         positions = positions.value_in_unit(unit.nanometer)
     batch = np.asarray(positions)
     if batch.dtype.kind != "f":
