@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENMM_CPU_THREADS", "1")
@@ -36,3 +37,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         )
     for item in cuda_items:
         item.add_marker(pytest.mark.skip(reason=f"OpenMM's CUDA platform does not work here: {failure}"))
+
+
+@pytest.fixture(scope="session")
+def ala2_generator_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a generator for the demo's molecule, untrained: exactness needs no training."""
+    from openmm_bg.generator import BoltzmannGenerator
+    from openmm_bg.systems import peptide
+
+    molecule = peptide("ACE-ALA-NME")
+    generator = BoltzmannGenerator.from_system(
+        molecule.system, molecule.topology, 300.0, positions=molecule.positions, seed=0
+    )
+    path = tmp_path_factory.mktemp("generator") / "ala2.bg"
+    generator.save(path)
+    return path

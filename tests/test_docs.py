@@ -1,0 +1,73 @@
+"""The documentation is true: its Python blocks run, its commands run, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+# What makes the blocks quick: sizes only, never calls. Each must be found in some page (test below).
+QUICK = {
+    r"max_seconds=\d+": "max_seconds=3",
+    r"n_steps=\d+": "n_steps=10",
+    r"n_iterations=\d+": "n_iterations=2",
+    r"\.sample\(\d+": ".sample(200",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of one language, in order."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(code) for _, code in found]
+
+
+def pages_with(language: str, needle: str = "") -> list[Path]:
+    return [page for page in PAGES if any(needle in block for block in blocks(page, language))]
+
+
+def commands(page: Path, name: str) -> list[list[str]]:
+    """Shell commands `name ...` of a page, without comments."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))[:1] == [name]]
+
+
+def quick(code: str) -> str:
+    for pattern, replacement in QUICK.items():
+        code = re.sub(pattern, replacement, code)
+    return code
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=lambda page: page.name)
+def test_python_blocks_run_in_order(
+    page: Path, ala2_generator_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ala2_generator_file, tmp_path / "ala2.bg")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for number, code in enumerate(blocks(page, "python"), start=1):
+        exec(compile(quick(code), f"{page.name}, Python block {number}", "exec"), namespace)
+
+
+def test_every_quick_setting_is_used() -> None:
+    code = "\n".join(block for page in PAGES for block in blocks(page, "python"))
+    assert [pattern for pattern in QUICK if not re.search(pattern, code)] == []
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p, "make")], ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {word for words in commands(page, "make") for word in words[1:] if "=" not in word}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
