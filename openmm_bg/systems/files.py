@@ -117,7 +117,9 @@ def _read_pdb(path: str | PathLike[str]) -> app.PDBFile:
     try:
         pdb = app.PDBFile(str(path))
     except (ValueError, IndexError, KeyError, AttributeError) as error:  # AttributeError: a file without any atom
-        raise ValueError(f"{path} cannot be read as a PDB file; expected ATOM records of one molecule ({error}).") from error
+        raise ValueError(
+            f"{path} cannot be read as a PDB file; expected ATOM records of one molecule ({error})."
+        ) from error
     if pdb.topology.getNumAtoms() == 0:
         raise ValueError(f"{path} holds no atoms; expected a PDB file of one molecule.")
     return pdb
