@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from openmm_bg.analysis.estimate import Estimate
 from openmm_bg.analysis.thermal import thermal_energy
-from openmm_bg.analysis.timeseries import block_length, bootstrap_means, statistical_inefficiency
+from openmm_bg.analysis.timeseries import bootstrap_means, chain_mean
 from openmm_bg.density import FloatArray
 
 RARE_PHI_LIMIT = 2.3  # rad; the basin of positive phi lies at 0 < phi < 2.3
@@ -125,15 +125,13 @@ def rare_population(
 
 def _population(inside: FloatArray, weights: ArrayLike | None, rng: np.random.Generator | int | None) -> Estimate:
     if weights is None:
-        w, length = np.ones(len(inside)), block_length(inside)
-        n_effective = len(inside) / statistical_inefficiency(inside)
-    else:
-        w, length = np.asarray(weights, dtype=np.float64), 1
-        n_effective = float(w.sum() ** 2 / np.sum(w**2))
+        return chain_mean(inside, rng=rng)
+    w = np.asarray(weights, dtype=np.float64)
+    n_effective = float(w.sum() ** 2 / np.sum(w**2))
     value = float(w @ inside / w.sum())
     if np.ptp(inside[w > 0.0]) == 0.0:
         return Estimate(value, math.nan, n_effective)
-    error = float(np.nanstd(bootstrap_means(inside, weights=w, length=length, rng=rng), ddof=1))
+    error = float(np.nanstd(bootstrap_means(inside, weights=w, rng=rng), ddof=1))
     return Estimate(value, error, n_effective)
 
 

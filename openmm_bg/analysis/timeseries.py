@@ -164,14 +164,17 @@ def chain_mean(series: ArrayLike, *, length: int | None = None, rng: np.random.G
     Returns
     -------
     Estimate
-        The error is NaN for a chain on which the observable never changed.
+        The error is the larger of the bootstrap's and that from the statistical inefficiency, sigma sqrt(g / n), for
+        each can be low by chance on a short chain. It is NaN for a chain on which the observable never changed.
     """
     values = _checked_series(series)
     if np.all(values == values[0]):
         return Estimate(float(values[0]), math.nan, 1.0)
     blocks = block_length(values) if length is None else length
-    replicates = bootstrap_means(values, length=blocks, rng=rng)
-    return Estimate(float(values.mean()), float(replicates.std(ddof=1)), effective_sample_size(values))
+    n_effective = effective_sample_size(values) if length is None else len(values) / length
+    by_blocks = float(bootstrap_means(values, length=blocks, rng=rng).std(ddof=1))
+    by_inefficiency = float(values.std()) / math.sqrt(n_effective) if length is None else 0.0
+    return Estimate(float(values.mean()), max(by_blocks, by_inefficiency), n_effective)
 
 
 def _checked_series(series: ArrayLike) -> FloatArray:

@@ -170,7 +170,7 @@ def percent(estimate: Estimate) -> str:
     """Write a population with its error in percent."""
     if math.isnan(estimate.error):
         return "never visited" if estimate.value == 0.0 else f"{100 * estimate.value:.2f} %, never left"
-    return f"({100 * estimate.value:.2f} ± {100 * estimate.error:.2f}) %"
+    return f"{100 * estimate.value:.2f} ± {100 * estimate.error:.2f} %"
 
 
 def energy(estimate: Estimate) -> str:

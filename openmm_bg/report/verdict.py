@@ -176,12 +176,12 @@ def _agreement_checks(results: Results) -> list[Check]:
         scores[name] = math.inf if math.isnan(z) else z
     name = max(scores, key=lambda key: scores[key])
     a, b = first.statistics.populations[name], second.statistics.populations[name]
-    text = f"largest difference, {name}: {_percent(a)} (chain) against {_percent(b)} (reweighted generator)"
+    text = f"Largest difference, {name}: {_percent(a)} (chain) against {_percent(b)} (reweighted generator)"
     if scores[name] == math.inf:
         text += ", one of them without an error because it never entered or never left the basin."
     else:
         text += f", {scores[name]:.1f} standard errors."
-    return [Check("chain and reweighting agree", _sigma_grade(scores[name]), text.capitalize())]
+    return [Check("chain and reweighting agree", _sigma_grade(scores[name]), text)]
 
 
 def _sigma_grade(sigma: float) -> Status:
@@ -191,4 +191,4 @@ def _sigma_grade(sigma: float) -> Status:
 def _percent(estimate: Estimate) -> str:
     if math.isnan(estimate.error):
         return f"{100 * estimate.value:.2f} %"
-    return f"({100 * estimate.value:.2f} ± {100 * estimate.error:.2f}) %"
+    return f"{100 * estimate.value:.2f} ± {100 * estimate.error:.2f} %"
