@@ -12,7 +12,6 @@ extensions = [
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -22,7 +21,6 @@ myst_heading_anchors = 3
 
 autodoc_typehints = "none"  # numpydoc's sections say the types
 autodoc_member_order = "bysource"
-autosummary_generate = True
 numpydoc_show_class_members = False
 
 html_theme = "pydata_sphinx_theme"

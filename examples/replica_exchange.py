@@ -3,8 +3,8 @@
     python examples/train_your_own.py        makes ala2.bg
     python examples/replica_exchange.py      writes replica_exchange.nc; run it again to go on from there
 
-Every replica uses the same generator at its own temperature. Prints the acceptance at each of them, and the population of
-0 < phi < 2.3 rad at 300 K.
+Every replica uses the same generator at its own temperature. Prints the acceptance at each of them, and the population
+of 0 < phi < 2.3 rad at 300 K.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from openmmtools.states import SamplerState, ThermodynamicState
 from openmm_bg import BoltzmannGenerator, BoltzmannGeneratorMove
 from openmm_bg.analysis import backbone_pairs, rare_population, torsion_angles
 from openmm_bg.moves import Independence, Scan, observe_scans, register
-from openmm_bg.systems import peptide
+from openmm_bg.systems import MolecularSystem, peptide
 
 TEMPERATURES = [300.0, 350.0, 410.0, 480.0]  # K
 
@@ -60,7 +60,7 @@ def main() -> None:
     print(f"P(0 < phi < 2.3 rad) at {TEMPERATURES[0]:.0f} K = {rare_population(np.concatenate(phi))}")
 
 
-def create(generator: BoltzmannGenerator, molecule, storage: Path) -> ReplicaExchangeSampler:
+def create(generator: BoltzmannGenerator, molecule: MolecularSystem, storage: Path) -> ReplicaExchangeSampler:
     """A new simulation: one state for each temperature, dynamics and the generator's move in all of them."""
     langevin = LangevinDynamicsMove(timestep=2 * unit.femtosecond, collision_rate=1 / unit.picosecond, n_steps=500)
     move = SequenceMove([BoltzmannGeneratorMove(generator, kernel=Independence(n_proposals=32)), langevin])
