@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ ScanObserver = Callable[[Scan, ThermodynamicState], None]
 
 _logger = logging.getLogger(__name__)
 _observers: list[ScanObserver] = []
-_streams = itertools.count()  # random streams begun in this process; no two moves share one
+_streams: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)  # by seed; no two moves share a stream
 _COUNTERS = ("n_accepted", "n_proposed", "n_nonfinite_energy", "n_off_support", "n_current_off_support")
 _MAX_SEED = np.iinfo(np.int32).max
 
@@ -231,7 +232,7 @@ class BoltzmannGeneratorMove(MCMCMove):
                 self._rng = np.random.default_rng()
             else:
                 mpi = mpiplus.get_mpicomm()
-                key = (self.n_proposed, 0 if mpi is None else mpi.rank, next(_streams))
+                key = (self.n_proposed, 0 if mpi is None else mpi.rank, next(_streams[self.seed]))
                 self._rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
             self._rng_process = os.getpid()
         return self._rng
@@ -270,9 +271,12 @@ class BoltzmannGeneratorMove(MCMCMove):
                 check_free_pose(system)
             checked = self._checked.setdefault(context, _Checked(particle_masses(system)))
         parameters = dict(context.getParameters())
-        if self.generator.pose == "invariant" and parameters != checked.parameters:
-            if check_energy_invariance(energies.potential_energy, current, checked.masses):
-                checked.parameters = parameters
+        if (
+            self.generator.pose == "invariant"
+            and parameters != checked.parameters
+            and check_energy_invariance(energies.potential_energy, current, checked.masses)
+        ):
+            checked.parameters = parameters
         return checked.masses
 
     def _refresh_velocities(self, context: openmm.Context, thermodynamic_state: ThermodynamicState) -> None:

@@ -88,7 +88,8 @@ def resolve(stored: dict[str, Any]) -> ProposalDensity:
     try:
         density = density_class.load(path)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"Could not load the density of the stored move from {path}: {error} {remedy}") from error
+        cause = str(error).rstrip(".")
+        raise ValueError(f"Could not load the density of the stored move from {path}: {cause}. {remedy}") from error
     if density.content_hash != content_hash:
         raise ValueError(
             f"{path} holds another density (content hash {density.content_hash}) than the stored move was made with: "
