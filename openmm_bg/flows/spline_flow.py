@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from openmm_bg.flows.couplings import CircularCoupling, ConditionalAffine, LinearCoupling, circular_embedding
+from openmm_bg.flows.affine import ConditionalAffine
+from openmm_bg.flows.couplings import CircularCoupling, LinearCoupling, circular_embedding
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class FlowConfig:
         Half width of the splines of linear features, in standard deviations; the identity outside.
     group_size : int
         Largest number of linear features whose covariance is modelled in full.
+    torsion_group_size : int
+        Largest number of torsions that share one conditioner.
     """
 
     torsion_layers: int = 6
@@ -43,6 +46,7 @@ class FlowConfig:
     affine_hidden: int = 128
     linear_bound: float = 5.0
     group_size: int = 64
+    torsion_group_size: int = 16
 
     def to_dict(self) -> dict[str, int | float]:
         """Plain data for the model file."""
@@ -68,49 +72,57 @@ class SplineFlow(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.config = config
         self.n_circular, self.n_linear = len(torsion_places), len(linear_places)
-        groups = _contiguous_groups(linear_places, config.group_size)
-        reach = [_reach([linear_places[i] for i in group]) for group in groups]
+        order = sorted(range(self.n_linear), key=lambda i: (linear_places[i], i))
+        places = [linear_places[i] for i in order]
+        self.register_buffer("_order", torch.tensor(order, dtype=torch.long), persistent=False)
+        self.register_buffer("_rank", torch.argsort(torch.tensor(order, dtype=torch.long)), persistent=False)
+        groups = _contiguous_groups(places, config.group_size)
+        reach = [_reach([places[i] for i in group]) for group in groups]
         near_torsions = [_within(torsion_places, *span) for span in reach]
-        self.torsion_layers = nn.ModuleList()
-        for layer in range(config.torsion_layers if self.n_circular else 0):
-            active = _alternate(self.n_circular, layer)
-            blocks = _contiguous_groups([torsion_places[i] for i in active], 16)
-            members = [[active[i] for i in block] for block in blocks]
-            seen = [
-                [i for i in _within(torsion_places, *_reach([torsion_places[j] for j in block])) if i not in active]
-                for block in members
-            ]
-            self.torsion_layers.append(
-                CircularCoupling(members, seen, config.torsion_bins, config.torsion_hidden, generator)
-            )
+        self.torsion_layers = nn.ModuleList(
+            self._torsion_layer(torsion_places, layer, generator)
+            for layer in range(config.torsion_layers if self.n_circular else 0)
+        )
         self.linear_layers = nn.ModuleList()
-        for layer in range(config.linear_layers if self.n_linear else 0):
-            half = [[i for k, i in enumerate(group) if k % 2 == layer % 2] for group in groups]
-            passive = [
-                [i for i in _within(linear_places, *span) if all(i not in block for block in half)] for span in reach
-            ]
+        for layer in range(config.linear_layers if self.n_linear > 1 else 0):
+            active = [[i for i in group if (i // 2 ** (layer // 2) + layer) % 2] for group in groups]
+            moved = {i for block in active for i in block}
+            passive = [[i for i in _within(places, *span) if i not in moved] for span in reach]
             self.linear_layers.append(
                 LinearCoupling(
-                    half,
+                    active,
                     passive,
                     near_torsions,
                     self.n_circular,
                     config.linear_bins,
-                    config.linear_bound,
                     config.linear_hidden,
+                    config.linear_bound,
                     generator,
                 )
             )
-        self.affine = ConditionalAffine(groups, near_torsions, config.affine_hidden, generator)
+        self.affine = ConditionalAffine([len(group) for group in groups], near_torsions, config.affine_hidden, generator)
 
-    def standardise(self, torsions: Tensor, linear: Tensor) -> None:
-        """Take the fixed whitening of linear features from data."""
+    _order: Tensor
+    _rank: Tensor
+
+    def _torsion_layer(self, places: list[int], layer: int, generator: torch.Generator) -> CircularCoupling:
+        active = _alternate(self.n_circular, layer)
+        blocks = _contiguous_groups([places[i] for i in active], self.config.torsion_group_size)
+        members = [[active[i] for i in block] for block in blocks]
+        seen = [
+            [i for i in _within(places, *_reach([places[j] for j in block])) if i not in active] for block in members
+        ]
+        return CircularCoupling(members, seen, self.config.torsion_bins, self.config.torsion_hidden, generator)
+
+    @torch.no_grad()
+    def standardise(self, linear: Tensor) -> None:
+        """Take the fixed whitening of linear features from data, shape (n, n_linear)."""
         if self.n_linear:
-            self.affine.standardise(linear, circular_embedding(torsions))
+            self.affine.standardise(linear.T[self._order])
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""
-        torsions, linear = latent.split([self.n_circular, self.n_linear], -1)
+        torsions, linear = latent.T.contiguous().split([self.n_circular, self.n_linear])
         log_det = latent.new_zeros(len(latent))
         for layer in self.torsion_layers:
             torsions, change = layer(torsions)
@@ -122,11 +134,12 @@ class SplineFlow(nn.Module):
                 log_det = log_det + change
             linear, change = self.affine(linear, embedded)
             log_det = log_det + change
-        return torsions, linear, log_det
+        return torsions.T, linear[self._rank].T, log_det
 
     def inverse(self, torsions: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
-        """Features to latents and ln |d latent / d features|."""
-        log_det = torsions.new_zeros(len(torsions))
+        """Features, shapes (n, n_circular) and (n, n_linear), to latents and ln |d latent / d features|."""
+        torsions, linear = torsions.T.contiguous(), linear.T[self._order]
+        log_det = torsions.new_zeros(torsions.shape[1])
         if self.n_linear:
             embedded = circular_embedding(torsions)
             linear, log_det = self.affine.inverse(linear, embedded)
@@ -136,7 +149,7 @@ class SplineFlow(nn.Module):
         for layer in reversed(self.torsion_layers):
             torsions, change = layer.inverse(torsions)
             log_det = log_det + change
-        return torch.cat([torsions, linear], -1), log_det
+        return torch.cat([torsions, linear]).T, log_det
 
     def base_log_prob(self, latent: Tensor) -> Tensor:
         """Log density of the base: uniform on circles, standard normal otherwise."""

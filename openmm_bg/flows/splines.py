@@ -29,9 +29,10 @@ def rational_quadratic(
 
     Parameters
     ----------
-    x : Tensor, shape (..., d)
-    parameters : Tensor, shape (..., d, n_parameters)
-        Unconstrained; zeros give the identity.
+    x : Tensor, shape (...)
+    parameters : Tensor, shape (n_parameters, ...)
+        Unconstrained; zeros give the identity. Parameters come first in memory too: every operation then runs along
+        contiguous configurations, which on a CPU is several times faster.
     bound : float
         Half width of the interval that the spline maps onto itself.
     circular : bool
@@ -41,27 +42,26 @@ def rational_quadratic(
 
     Returns
     -------
-    y : Tensor, shape (..., d)
-    log_slope : Tensor, shape (..., d)
+    y : Tensor, shape (...)
+    log_slope : Tensor, shape (...)
         ln |dy/dx|.
     """
-    n_bins = (parameters.shape[-1] + (0 if circular else 1)) // 3
-    knots_x = _knots(parameters[..., :n_bins], bound)
-    knots_y = _knots(parameters[..., n_bins : 2 * n_bins], bound)
-    slopes = MIN_SLOPE + softplus(parameters[..., 2 * n_bins :] + _SLOPE_OFFSET)
-    if circular:
-        slopes = torch.cat([slopes, slopes[..., :1]], -1)
-    else:
-        one = torch.ones_like(slopes[..., :1])
-        slopes = torch.cat([one, slopes, one], -1)
+    n_bins = (len(parameters) + (0 if circular else 1)) // 3
+    knots_x = _knots(parameters[:n_bins], bound)
+    knots_y = _knots(parameters[n_bins : 2 * n_bins], bound)
     inside = x.clamp(-bound, bound)
-    searched = knots_y if inverse else knots_x
-    bin_ = (inside[..., None] >= searched[..., 1:-1]).sum(-1, keepdim=True)
-    pairs = torch.stack([knots_x, knots_y, slopes], -2)
-    left = pairs.gather(-1, bin_[..., None, :].expand(*bin_.shape[:-1], 3, 1))[..., 0]
-    right = pairs.gather(-1, (bin_ + 1)[..., None, :].expand(*bin_.shape[:-1], 3, 1))[..., 0]
-    x0, y0, d0 = left.unbind(-1)
-    x1, y1, d1 = right.unbind(-1)
+    searched = (knots_y if inverse else knots_x).detach()
+    bin_ = (inside >= searched[1:-1]).sum(0, keepdim=True)
+    ends = torch.cat([bin_, bin_ + 1])
+    x0, x1 = knots_x.gather(0, ends)
+    y0, y1 = knots_y.gather(0, ends)
+    raw_slopes = parameters[2 * n_bins :]
+    if circular:
+        d0, d1 = MIN_SLOPE + softplus(raw_slopes.gather(0, ends % n_bins) + _SLOPE_OFFSET)
+    else:
+        slope_index = (ends - 1).clamp(0, n_bins - 2)
+        at_end = (ends == 0) | (ends == n_bins)
+        d0, d1 = torch.where(at_end, 1.0, MIN_SLOPE + softplus(raw_slopes.gather(0, slope_index) + _SLOPE_OFFSET))
     width, height = x1 - x0, y1 - y0
     slope = height / width
     curvature = d0 + d1 - 2.0 * slope
@@ -70,31 +70,31 @@ def rational_quadratic(
         a = height * (slope - d0) + offset * curvature
         b = height * d0 - offset * curvature
         c = -slope * offset
-        root = (b * b - 4.0 * a * c).clamp_min(0.0).sqrt()
+        root = (b * b - 4.0 * a * c).clamp_min(1e-30).sqrt()
         t = (-2.0 * c / (b + root)).clamp(0.0, 1.0)
         y = x0 + t * width
+        rest = t * (1.0 - t)
+        denominator = slope + curvature * rest
     else:
         t = (inside - x0) / width
-        y = y0 + height * (slope * t * t + d0 * t * (1.0 - t)) / (slope + curvature * t * (1.0 - t))
-    rest = t * (1.0 - t)
-    log_slope = (
-        2.0 * slope.log()
-        + (d1 * t * t + 2.0 * slope * rest + d0 * (1.0 - t) ** 2).log()
-        - 2.0 * (slope + curvature * rest).log()
-    )
+        rest = t * (1.0 - t)
+        denominator = slope + curvature * rest
+        y = y0 + height * (slope * t * t + d0 * rest) / denominator
+    numerator = d1 * t * t + 2.0 * slope * rest + d0 * (1.0 - t) ** 2
+    log_slope = 2.0 * (slope / denominator).log() + numerator.log()
     if inverse:
         log_slope = -log_slope
     if not circular:
         outside = x.abs() > bound
         y = torch.where(outside, x, y)
-        log_slope = torch.where(outside, torch.zeros_like(log_slope), log_slope)
+        log_slope = torch.where(outside, 0.0, log_slope)
     return y, log_slope
 
 
 def _knots(unconstrained: Tensor, bound: float) -> Tensor:
-    """Ordered knots from -bound to bound, shape (..., n_bins + 1)."""
-    n_bins = unconstrained.shape[-1]
-    widths = MIN_WIDTH + (1.0 - MIN_WIDTH * n_bins) * torch.softmax(unconstrained, -1)
-    inner = -bound + 2.0 * bound * widths[..., :-1].cumsum(-1)
-    end = torch.full_like(inner[..., :1], bound)
-    return torch.cat([-end, inner, end], -1)
+    """Ordered knots from -bound to bound, shape (n_bins + 1, ...)."""
+    n_bins = len(unconstrained)
+    widths = MIN_WIDTH + (1.0 - MIN_WIDTH * n_bins) * torch.softmax(unconstrained, 0)
+    inner = -bound + 2.0 * bound * widths[:-1].cumsum(0)
+    end = torch.full_like(inner[:1], bound)
+    return torch.cat([-end, inner, end])

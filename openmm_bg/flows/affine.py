@@ -1,0 +1,100 @@
+"""Gaussian correlations of the linear features as functions of the torsions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from openmm_bg.flows.conditioner import LocalConditioner
+from openmm_bg.flows.couplings import embedding_rows
+
+
+class ConditionalAffine(nn.Module):
+    """Mean and covariance of linear features that depend on the torsions.
+
+    Within each group y = m + C (delta(torsions) + Lambda(torsions) g), with m and C the mean and a Cholesky factor of
+    the covariance of the data, fixed, and Lambda lower triangular with positive diagonal. Features are rows, shape
+    (d, n), as in the couplings.
+
+    Parameters
+    ----------
+    sizes : list of int
+        Consecutive features, so many to a group, whose covariance is modelled in full.
+    seen_torsions : list of list of int
+        Torsions that each group depends on.
+    hidden : int
+        Width of the conditioner.
+    generator : torch.Generator
+    """
+
+    def __init__(
+        self, sizes: list[int], seen_torsions: list[list[int]], hidden: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self._sizes = sizes
+        self._n_outputs = [2 * n + n * (n - 1) // 2 for n in sizes]
+        for group, n in enumerate(sizes):
+            self.register_buffer(f"mean_{group}", torch.zeros(n, 1))
+            self.register_buffer(f"colouring_{group}", torch.eye(n))
+            self.register_buffer(f"_below_{group}", torch.tril_indices(n, n, -1), persistent=False)
+        self.conditioner = LocalConditioner(
+            [embedding_rows(torsions) for torsions in seen_torsions], self._n_outputs, 1, hidden, generator
+        )
+        self.marginal = nn.Parameter(torch.zeros(sum(self._n_outputs), 1))
+
+    @torch.no_grad()
+    def standardise(self, linear: Tensor) -> None:
+        """Take mean and Cholesky factor of each group from a sample of linear features, shape (d, n)."""
+        for group, values in enumerate(linear.double().split(self._sizes)):
+            covariance = torch.atleast_2d(torch.cov(values))
+            covariance = covariance + 1e-4 * torch.diag(covariance.diagonal().clamp_min(1e-6))
+            mean, colouring = self._fixed(group)
+            mean.copy_(values.mean(1, keepdim=True))
+            colouring.copy_(torch.linalg.cholesky(covariance))
+
+    def forward(self, linear: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        parts = []
+        log_det = linear.new_zeros(linear.shape[1])
+        for group, (values, (shift, log_diagonal, below)) in enumerate(
+            zip(linear.split(self._sizes), self._conditioned(embedded), strict=True)
+        ):
+            mean, colouring = self._fixed(group)
+            rows, columns = getattr(self, f"_below_{group}")
+            white = shift + log_diagonal.exp() * values
+            white = white.index_add(0, rows, below * values.index_select(0, columns))
+            parts.append(mean + colouring @ white)
+            log_det = log_det + log_diagonal.sum(0) + colouring.diagonal().log().sum()
+        return torch.cat(parts), log_det
+
+    def inverse(self, linear: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        parts = []
+        log_det = linear.new_zeros(linear.shape[1])
+        for group, (values, (shift, log_diagonal, below)) in enumerate(
+            zip(linear.split(self._sizes), self._conditioned(embedded), strict=True)
+        ):
+            mean, colouring = self._fixed(group)
+            rows, columns = getattr(self, f"_below_{group}")
+            white = torch.linalg.solve_triangular(colouring, values - mean, upper=False) - shift
+            parts.append(_solve(log_diagonal.exp(), below, rows, columns, white))
+            log_det = log_det - log_diagonal.sum(0) - colouring.diagonal().log().sum()
+        return torch.cat(parts), log_det
+
+    def _conditioned(self, embedded: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Shift, log diagonal and entries below the diagonal of each group."""
+        out = self.marginal + self.conditioner(embedded)[0]
+        return [
+            (part[:n], part[n : 2 * n], part[2 * n :])
+            for n, part in zip(self._sizes, out.split(self._n_outputs), strict=True)
+        ]
+
+    def _fixed(self, group: int) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"mean_{group}"), getattr(self, f"colouring_{group}")
+
+
+def _solve(diagonal: Tensor, below: Tensor, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
+    """Solve Lambda g = target for each configuration; shapes (k, n), Lambda given by its entries."""
+    k, n = target.shape
+    places = torch.cat([torch.arange(k, device=rows.device) * (k + 1), rows * k + columns])
+    entries = torch.cat([diagonal, below])
+    matrix = entries.new_zeros(k * k, n).index_copy(0, places, entries).T.unflatten(1, (k, k))
+    return torch.linalg.solve_triangular(matrix, target.T[..., None], upper=False)[..., 0].T
