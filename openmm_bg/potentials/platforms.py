@@ -176,8 +176,12 @@ def _label(name: str, properties: dict[str, str]) -> str:
 
 def _measure(choice: PlatformChoice, system: openmm.System, positions: NDArray[np.float64], seconds: float) -> float:
     """Evaluations or steps per second in one Context; with `seconds` 0 it is only tried once."""
-    integrator = openmm.LangevinMiddleIntegrator(_DYNAMICS_TEMPERATURE, _DYNAMICS_FRICTION, _DYNAMICS_TIMESTEP)
-    integrator.setRandomNumberSeed(1)
+    # No seed: it would reset the one random number generator of the Reference platform, which the caller may be using.
+    integrator = (
+        openmm.LangevinMiddleIntegrator(_DYNAMICS_TEMPERATURE, _DYNAMICS_FRICTION, _DYNAMICS_TIMESTEP)
+        if choice.task == "dynamics"
+        else openmm.VerletIntegrator(_DYNAMICS_TIMESTEP)
+    )
     context = choice.create_context(system, integrator)
     context.setPositions(positions)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -13,21 +13,20 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
-from openmm_bg.potentials.platforms import PlatformChoice, choose_platform, n_cores
+from openmm_bg.potentials.platforms import choose_platform, n_cores
 from openmm_bg.systems import MolecularSystem
 from openmm_bg.systems.molecular_system import minimize
+from openmm_bg.training.chain_process import ChainError, ChainProcess
 from openmm_bg.training.data import SimulationCost, TrajectoryData
 from openmm_bg.training.simulation_folder import SimulationFolder, SimulationProgress, SimulationSettings, system_hash
 
 FloatArray = NDArray[np.float64]
 
-_CONSTRAINT_TOLERANCE = 1e-6
-_STEPS_BETWEEN_CHECKS = 500  # a stopped chain ends after at most so many steps
 _SECONDS_PER_SEGMENT, _SECONDS_PER_SAVE = 1.0, 10.0
 
 
 class SimulationError(RuntimeError):
-    """Molecular dynamics that blew up."""
+    """Molecular dynamics that could not go on."""
 
 
 def simulate(
@@ -48,8 +47,7 @@ def simulate(
 ) -> TrajectoryData:
     """Run Langevin dynamics at one temperature, high ones included, from one structure.
 
-    The chains differ by their random numbers. They run in threads, which scale because OpenMM releases the
-    interpreter lock during steps (two chains on two cores: 1.9 times the steps of one).
+    The chains differ by their random numbers and run side by side, each in a process of its own.
 
     Parameters
     ----------
@@ -64,7 +62,7 @@ def simulate(
     timestep, friction : float or Quantity
         Of the LangevinMiddleIntegrator (ps, 1/ps).
     n_chains : int
-        Number of chains.
+        Number of chains; one per core is fastest.
     n_equilibration_steps : int
         Steps of each chain before its first frame is due, left out.
     minimized : bool
@@ -89,7 +87,7 @@ def simulate(
     ValueError
         If an argument is out of range, or the folder holds a run with other settings.
     SimulationError
-        If the dynamics blows up; what came before stays in the folder.
+        If the dynamics blows up or a process dies; what came before stays in the folder.
     OSError
         If the folder cannot be written; what it held before is intact.
     """
@@ -126,7 +124,7 @@ def _check_positions(system: openmm.System, positions: FloatArray) -> None:
 
 
 class _Run:
-    """Chains in threads, advanced together in segments of about a second."""
+    """Chains in processes, advanced together in segments of about a second."""
 
     def __init__(
         self,
@@ -143,7 +141,6 @@ class _Run:
         self.store = store
         self.progress = store.read() if store is not None else SimulationProgress([], [])
         self.n_saved = len(self.progress.energies)
-        self._stopping = False
 
     def data(self, n_frames: int) -> TrajectoryData:
         done = self.progress
@@ -160,13 +157,13 @@ class _Run:
         if self.progress.n_frames >= n_frames:
             return
         begin = time.perf_counter()
-        contexts = self._contexts()
-        segment = 1
-        saved = begin
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._save)
+            chains = self._start_chains(stack)
+            segment, saved = 1, begin
             while self.progress.n_frames < n_frames:
                 segment_begin = time.perf_counter()
-                self._advance_segment(contexts, min(segment, n_frames - self.progress.n_frames))
+                self._advance_segment(chains, min(segment, n_frames - self.progress.n_frames))
                 now = time.perf_counter()
                 self.progress.seconds += now - begin
                 begin = now
@@ -177,84 +174,60 @@ class _Run:
                 if now - saved > _SECONDS_PER_SAVE:
                     self._save()
                     saved = now
-        finally:
-            self._save()
 
     def _save(self) -> None:
         if self.store is not None and len(self.progress.energies) > self.n_saved:
             self.n_saved = self.store.write(self.progress, self.n_saved)
 
-    def _contexts(self) -> list[openmm.Context]:
-        settings = self.settings
-        n_chains, done = settings.n_chains, self.progress
+    def _start_chains(self, stack: ExitStack) -> list[ChainProcess]:
+        settings, done = self.settings, self.progress
         start = minimize(self.system, self.start) if settings.minimized and done.last is None else self.start
-        choice: PlatformChoice = choose_platform(
-            self.system, start, self.platform, task="dynamics", n_concurrent=min(n_chains, n_cores())
+        choice = choose_platform(
+            self.system, start, self.platform, task="dynamics", n_concurrent=min(settings.n_chains, n_cores())
         )
         done.platform = choice.name
         # A run that goes on must not repeat its random numbers: its length is part of the seed.
         entropy = None if settings.seed is None else (settings.seed, done.n_frames)
-        seeds = np.random.SeedSequence(entropy).generate_state(2 * n_chains) % (2**31 - 2) + 1
-        contexts = []
-        for chain in range(n_chains):
-            integrator = openmm.LangevinMiddleIntegrator(settings.temperature, settings.friction, settings.timestep)
-            integrator.setRandomNumberSeed(int(seeds[2 * chain]))
-            integrator.setConstraintTolerance(_CONSTRAINT_TOLERANCE)
-            context = choice.create_context(self.system, integrator)
-            if done.last is None:
-                context.setPositions(start)
-                context.applyConstraints(_CONSTRAINT_TOLERANCE)
-                context.setVelocitiesToTemperature(settings.temperature, int(seeds[2 * chain + 1]))
-            else:
-                context.setPositions(done.last[0, chain])
-                context.setVelocities(done.last[1, chain])
-            contexts.append(context)
-        return contexts
+        seeds = np.random.SeedSequence(entropy).generate_state(2 * settings.n_chains) % (2**31 - 2) + 1
+        serialised = openmm.XmlSerializer.serialize(self.system)
+        return [
+            stack.enter_context(
+                ChainProcess(
+                    system=serialised,
+                    positions=start if done.last is None else done.last[0, chain],
+                    velocities=None if done.last is None else done.last[1, chain],
+                    temperature=settings.temperature,
+                    friction=settings.friction,
+                    timestep=settings.timestep,
+                    seeds=(int(seeds[2 * chain]), int(seeds[2 * chain + 1])),
+                    platform=choice.name,
+                    properties=choice.properties,
+                )
+            )
+            for chain in range(settings.n_chains)
+        ]
 
-    def _advance_segment(self, contexts: list[openmm.Context], n_frames: int) -> None:
-        equilibration = self.settings.n_equilibration_steps if self.progress.last is None else 0
-        with ThreadPoolExecutor(min(len(contexts), max(1, n_cores()))) as pool:
-            futures = [pool.submit(self._advance_chain, i, c, n_frames, equilibration) for i, c in enumerate(contexts)]
-            try:
-                chains = [future.result() for future in futures]
-            except BaseException:
-                self._stopping = True
-                raise
-            finally:
-                wait(futures)
-                self._stopping = False
-        self.progress.positions.append(np.stack([positions for positions, _, _ in chains]))
-        self.progress.energies.append(np.stack([energies for _, energies, _ in chains]))
-        self.progress.last = np.stack([last for _, _, last in chains], axis=1)
+    def _advance_segment(self, chains: list[ChainProcess], n_frames: int) -> None:
+        done, settings = self.progress, self.settings
+        frames = []
+        for index, chain in enumerate(chains):
+            with self._explained(index):
+                chain.start(n_frames, settings.stride, settings.n_equilibration_steps if done.last is None else 0)
+        for index, chain in enumerate(chains):
+            with self._explained(index):
+                frames.append(chain.finish())
+        done.positions.append(np.stack([part["positions"] for part in frames]))
+        done.energies.append(np.stack([part["energies"] for part in frames]))
+        done.last = np.stack([[part["positions"][-1], part["velocities"]] for part in frames], axis=1)
 
-    def _advance_chain(
-        self, chain: int, context: openmm.Context, n_frames: int, equilibration: int
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Frames and their energies, and positions and velocities after the last one."""
-        positions = np.empty((n_frames, *self.start.shape))
-        energies = np.empty(n_frames)
+    @contextmanager
+    def _explained(self, chain: int) -> Iterator[None]:
         try:
-            self._step(context, equilibration)
-            for frame in range(n_frames):
-                self._step(context, self.settings.stride)
-                state = context.getState(getPositions=True, getEnergy=True)
-                positions[frame] = state.getPositions(asNumpy=True)._value
-                energies[frame] = state.getPotentialEnergy()._value
-                if not (np.isfinite(energies[frame]) and np.isfinite(positions[frame]).all()):
-                    raise openmm.OpenMMException("the energy is not a finite number")
-        except openmm.OpenMMException as error:
-            done = (self.progress.n_frames + n_frames) * self.settings.stride
+            yield
+        except ChainError as error:
+            settings = self.settings
             raise SimulationError(
-                f"Chain {chain} blew up before step {done} at {self.settings.temperature:g} K with a timestep of "
-                f"{1000 * self.settings.timestep:g} fs ({error}). Use a smaller timestep or a lower temperature, or "
-                "minimise the structure first (minimized=True)."
+                f"Chain {chain} failed after step {self.progress.n_frames * settings.stride} at "
+                f"{settings.temperature:g} K with a timestep of {1000 * settings.timestep:g} fs: {error}. If it blew "
+                "up, use a smaller timestep or a lower temperature, or minimise the structure first (minimized=True)."
             ) from error
-        state = context.getState(getVelocities=True)
-        last = np.stack([positions[-1], state.getVelocities(asNumpy=True)._value])
-        return positions, energies, last
-
-    def _step(self, context: openmm.Context, n_steps: int) -> None:
-        integrator = context.getIntegrator()
-        while n_steps > 0 and not self._stopping:
-            integrator.step(min(n_steps, _STEPS_BETWEEN_CHECKS))
-            n_steps -= _STEPS_BETWEEN_CHECKS
