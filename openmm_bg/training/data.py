@@ -21,7 +21,8 @@ from openmm import app, unit
 FloatArray = NDArray[np.float64]
 
 _FORMAT = "openmm_bg trajectory 1"
-_LONGEST_BOND, _SHORTEST_BOND = 0.35, 0.04  # nm; bonds of a molecule are well inside at any temperature of use
+# Bonds of a molecule are well inside these bounds (nm) at any temperature of use, distances of 1-3 neighbours are not.
+_SHORTEST_BOND, _LONGEST_BOND, _LONGEST_BOND_OF_HYDROGEN = 0.06, 0.25, 0.16
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _chains(source: Any, topology: app.Topology) -> list[FloatArray]:
             f"The frames have shape {array.shape}; expected (n_frames, {n_atoms}, 3) or (n_chains, n_frames, "
             f"{n_atoms}, 3), in nm: frames of the molecule of the topology."
         )
-    return list(array.astype(np.float64).reshape(-1, *array.shape[-3:]))
+    return list(array.astype(np.float64) if array.ndim == 4 else array.astype(np.float64)[None])
 
 
 def _read(path: Path, topology: app.Topology) -> Any:
@@ -253,7 +254,8 @@ def _check_frames(positions: FloatArray, topology: app.Topology) -> None:
     for bond in topology.bonds():
         first, second = bond[0].index, bond[1].index
         lengths = np.linalg.norm(positions[:, :, first] - positions[:, :, second], axis=-1)
-        bad = (lengths > _LONGEST_BOND) | (lengths < _SHORTEST_BOND)
+        hydrogen = app.element.hydrogen in (bond[0].element, bond[1].element)
+        bad = (lengths > (_LONGEST_BOND_OF_HYDROGEN if hydrogen else _LONGEST_BOND)) | (lengths < _SHORTEST_BOND)
         if bad.any():
             chain, frame = np.argwhere(bad)[0]
             raise ValueError(
