@@ -317,3 +317,23 @@ def test_a_custom_force_field_force_is_evaluated_like_any_other(molecule) -> Non
     energy = context.getState(getEnergy=True).getPotentialEnergy()._value
     with SystemPotential(system, topology) as potential:
         assert potential.energy(molecule.positions[None])[0] == pytest.approx(energy, abs=0.05)
+
+
+def test_making_a_potential_leaves_the_random_numbers_of_running_dynamics_alone(molecule) -> None:
+    """Contexts on the Reference platform share one generator, which a new integrator with a seed would reset."""
+
+    def dynamics(between) -> np.ndarray:
+        integrator = openmm.LangevinMiddleIntegrator(300.0, 1.0, 0.002)
+        integrator.setRandomNumberSeed(11)
+        context = openmm.Context(molecule.system, integrator, openmm.Platform.getPlatformByName("Reference"))
+        context.setPositions(molecule.positions)
+        integrator.step(5)
+        between()
+        integrator.step(5)
+        return context.getState(getPositions=True).getPositions(asNumpy=True)._value
+
+    def evaluate() -> None:
+        with SystemPotential(molecule.system) as potential:
+            potential.energy_and_forces(np.repeat(molecule.positions[None], 20, axis=0))
+
+    np.testing.assert_array_equal(dynamics(evaluate), dynamics(lambda: None))
