@@ -51,7 +51,6 @@ class MolecularSystem:
             raise ValueError(f"Positions have shape {positions.shape}; expected ({n_atoms}, 3), in nm.")
         if not np.isfinite(positions).all():
             raise ValueError("The positions hold values that are not finite numbers.")
-        positions.setflags(write=False)
         object.__setattr__(self, "positions", positions)
 
     @property
