@@ -21,6 +21,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -113,7 +114,8 @@ def record(ladder: Ladder, topology: mdtraj.Topology) -> None:
 
 def save(ladder: Ladder, path: Path) -> None:
     """Write everything needed to continue, replacing the file as a whole."""
-    checkpoints = {
+    arrays: dict[str, Any] = {name: np.array(rows) for name, rows in ladder.frames.items()}
+    arrays |= {
         f"checkpoint_{i}": np.frombuffer(context.createCheckpoint(), dtype=np.uint8)
         for i, context in enumerate(ladder.contexts)
     }
@@ -125,7 +127,7 @@ def save(ladder: Ladder, path: Path) -> None:
         "n_exchanges": ladder.n_exchanges,
     }
     temporary = path.with_suffix(".part.npz")
-    np.savez(temporary, state=json.dumps(state), **checkpoints, **{k: np.array(v) for k, v in ladder.frames.items()})
+    np.savez(temporary, state=json.dumps(state), **arrays)
     os.replace(temporary, path)
 
 
