@@ -47,7 +47,7 @@ $(VENV)/.docs: $(VENV)/.package
 	@touch $@
 
 demo: $(VENV)/.package
-	$(BIN)/openmm-bg demo --folder $(DEMO)
+	$(BIN)/openmm-bg demo $(DEMO)
 
 test: $(VENV)/.dev
 	$(PYTEST) $(PARALLEL) -m 'not slow and not cuda' --durations=15

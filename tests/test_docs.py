@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -16,10 +18,11 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What makes the blocks quick: sizes only, never calls. Each must be found in some page (test below).
 QUICK = {
     r"max_seconds=\d+": "max_seconds=3",
-    r"n_steps=\d+": "n_steps=10",
+    r"n_steps=400_000": "n_steps=20_000",
     r"n_iterations=\d+": "n_iterations=2",
-    r"\.sample\(\d+": ".sample(200",
+    r"\.sample\([\d_]+": ".sample(500",
 }
+HAVE_QUICK = ("demo", "simulate", "train", "sample")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -58,6 +61,19 @@ def test_python_blocks_run_in_order(
 def test_every_quick_setting_is_used() -> None:
     code = "\n".join(block for page in PAGES for block in blocks(page, "python"))
     assert [pattern for pattern in QUICK if not re.search(pattern, code)] == []
+
+
+def test_commands_run_in_order(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("openmm-bg")
+    done = []
+    for words in (words for page in PAGES for words in commands(page, "openmm-bg")):
+        if words in done:
+            continue
+        done.append(words)
+        arguments = [*words[1:], "--quick"] if words[1] in HAVE_QUICK else words[1:]
+        ran = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, f"{shlex.join(words)} failed:\n{ran.stdout}\n{ran.stderr}"
+    assert {words[1] for words in done} == {"demo", "simulate", "train", "sample", "report", "info"}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p, "make")], ids=lambda page: page.name)

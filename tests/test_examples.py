@@ -1,0 +1,47 @@
+"""The examples run, one after the other, as their first lines say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(folder: Path, name: str, *arguments: str) -> str:
+    command = [sys.executable, EXAMPLES / name, "--quick", *arguments]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, f"{name} failed:\n{ran.stdout}\n{ran.stderr}"
+    return ran.stdout
+
+
+def test_training_makes_a_generator_that_loads(tmp_path: Path) -> None:
+    from openmm_bg import BoltzmannGenerator
+
+    printed = run(tmp_path, "train_your_own.py", "--sequence", "ACE-GLY-NME", "--output", "gly2.bg")
+    assert "ESS/N" in printed
+    assert BoltzmannGenerator.load(tmp_path / "gly2.bg").n_atoms == 19
+
+
+@pytest.mark.parametrize("arguments", [(), ("--without-generator",)])
+def test_existing_script_runs_with_and_without_the_move(
+    arguments: tuple[str, ...], ala2_generator_file: Path, tmp_path: Path
+) -> None:
+    printed = run(tmp_path, "openmmtools_script.py", "--generator", str(ala2_generator_file), *arguments)
+    assert "P(0 < phi < 2.3 rad)" in printed
+    assert ("proposals were accepted" in printed) == (arguments == ())
+
+
+def test_replica_exchange_goes_on_where_it_stopped(ala2_generator_file: Path, tmp_path: Path) -> None:
+    first = run(tmp_path, "replica_exchange.py", "--generator", str(ala2_generator_file))
+    assert "going on" not in first
+    second = run(tmp_path, "replica_exchange.py", "--generator", str(ala2_generator_file))
+    assert "going on from iteration 2" in second
+
+
+def test_every_example_is_run_here() -> None:
+    source = Path(__file__).read_text()
+    assert [example.name for example in EXAMPLES.glob("*.py") if f'"{example.name}"' not in source] == []
