@@ -14,6 +14,7 @@ from openmm_bg.systems import MolecularSystem
 CENTRES = np.radians([[-150.0, 155.0], [-75.0, 145.0], [-75.0, -35.0], [60.0, 40.0]])
 POPULATIONS = np.array([0.28, 0.40, 0.30, 0.02])  # beta, PII, alpha_R, alpha_L
 SCAN = 16
+NOWHERE = np.zeros((0, 3))
 
 
 def torsions(states: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +36,7 @@ def generator_chain(n: int, rng: np.random.Generator, lost: int | None = None) -
     last = np.maximum.accumulate(np.where(fresh, np.arange(n), 0))
     drawn_phi, drawn_psi = torsions(rng.choice(4, size=n, p=proposal / proposal.sum()), rng)
     energy = rng.normal(-110.0, 9.0, size=n)[last]
-    return Chain(drawn_phi[last], drawn_psi[last], energy, proposed, accepted, np.linspace(0.0, 35.0, n))
+    return Chain(drawn_phi[last], drawn_psi[last], energy, proposed, accepted, np.linspace(0.0, 35.0, n), NOWHERE)
 
 
 def stuck_chain(n: int, rng: np.random.Generator) -> Chain:
@@ -45,7 +46,7 @@ def stuck_chain(n: int, rng: np.random.Generator) -> Chain:
     states = rng.choice(3, size=n, p=POPULATIONS[:3] / POPULATIONS[:3].sum())
     phi, psi = torsions(states[np.maximum.accumulate(np.where(fresh, np.arange(n), 0))], rng)
     none = np.zeros(n, dtype=bool)
-    return Chain(phi, psi, rng.normal(-110.0, 9.0, size=n), none, none, np.linspace(0.0, 35.0, n))
+    return Chain(phi, psi, rng.normal(-110.0, 9.0, size=n), none, none, np.linspace(0.0, 35.0, n), NOWHERE)
 
 
 def weighted_samples(n: int, rng: np.random.Generator, lost: int | None = None) -> GeneratorSamples:

@@ -148,7 +148,7 @@ def test_other_peptides_show_the_residue_that_was_chosen(tmp_path):
 
 
 def chain_rest(chain: Chain) -> tuple[np.ndarray, ...]:
-    return chain.energy, chain.proposed, chain.accepted, chain.seconds
+    return chain.energy, chain.proposed, chain.accepted, chain.seconds, chain.last_positions
 
 
 def test_names_from_outside_are_escaped(tmp_path):

@@ -69,12 +69,9 @@ def backbone_pairs(topology: openmm.app.Topology) -> list[BackbonePair]:
 
 def ramachandran_angles(positions: ArrayLike, pairs: list[BackbonePair]) -> tuple[FloatArray, FloatArray]:
     """Return phi and psi of several residues in radians, shape (..., n_atoms, 3) to (..., n_pairs) each."""
-    if not pairs:
-        raise ValueError("the molecule has no residue with both a phi and a psi; a peptide with caps or 3 residues has")
-    return (
-        torsion_angles(positions, [pair.phi for pair in pairs]),
-        torsion_angles(positions, [pair.psi for pair in pairs]),
-    )
+    phi = np.array([pair.phi for pair in pairs], dtype=np.int64).reshape(-1, 4)
+    psi = np.array([pair.psi for pair in pairs], dtype=np.int64).reshape(-1, 4)
+    return torsion_angles(positions, phi), torsion_angles(positions, psi)
 
 
 def slowest_pair(phi: ArrayLike) -> int:

@@ -23,7 +23,7 @@ _ORDER = (BG_LANGEVIN, LANGEVIN, GENERATOR)
 _MINUS = "\N{MINUS SIGN}"
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
+def write_report(folder: str | os.PathLike[str], *, seed: int = 0) -> Path:
     """Analyse a run folder and write `report.html` and `summary.json` into it.
 
     A folder in which only some of the phases have run gives a page that says what is missing.
@@ -32,6 +32,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     ----------
     folder : str or path-like
         A folder made by the command line.
+    seed : int
+        Seed of the bootstrap's resamples.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     started = time.perf_counter()
     run = RunFolder.open(folder)
-    results = read_results(run)
+    results = read_results(run, seed)
     verdict = judge(results)
     page = _render(run, results, verdict)
     write_bytes(run.report_file, page.encode())

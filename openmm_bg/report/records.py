@@ -52,6 +52,8 @@ class Chain(_Record):
         Whether that proposal was accepted.
     seconds : ndarray, shape (n,)
         Wall time since the start of the chain.
+    last_positions : ndarray, shape (n_atoms, 3)
+        The last state in nm, from which the chain can be continued.
     """
 
     phi: FloatArray
@@ -60,6 +62,7 @@ class Chain(_Record):
     proposed: NDArray[np.bool_]
     accepted: NDArray[np.bool_]
     seconds: FloatArray
+    last_positions: FloatArray
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -67,7 +70,9 @@ class Chain(_Record):
     @classmethod
     def concatenate(cls, parts: list[Chain]) -> Chain:
         """Join consecutive parts of one chain."""
-        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+        along = [field.name for field in fields(cls) if field.name != "last_positions"]
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in along}
+        return cls(**joined, last_positions=parts[-1].last_positions)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Results:
         return self.methods.get(key)
 
 
-def read_results(folder: RunFolder) -> Results:
+def read_results(folder: RunFolder, seed: int = 0) -> Results:
     """Read and analyse whatever a run folder holds.
 
     Raises
@@ -122,58 +122,58 @@ def read_results(folder: RunFolder) -> Results:
     methods: dict[str, Method] = {}
     for key, record in ((BG_LANGEVIN, chain), (LANGEVIN, langevin)):
         if record is not None and len(record) > 1 and record.phi.shape[1] > pair:
-            methods[key] = _chain_method(key, record, pair, temperature)
+            methods[key] = _chain_method(key, record, pair, temperature, seed)
     weights = None
     if generator is not None:
         empty = np.zeros((len(generator), 0, 3))
         weights = Weights(generator.log_weights, temperature, generator.energy, empty)
         if generator.phi.shape[1] > pair:
-            methods[GENERATOR] = _generator_method(generator, weights, pair, temperature)
+            methods[GENERATOR] = _generator_method(generator, weights, pair, temperature, seed)
     acceptance = None
     if chain is not None and chain.proposed.any():
-        acceptance = _acceptance(chain, pair)
+        acceptance = _acceptance(chain, pair, seed)
     return Results(
         settings, phases, temperature, pair, pair_name, methods, acceptance, weights, chain, langevin, generator,
         training, missing,
     )  # fmt: skip
 
 
-def _chain_method(key: str, chain: Chain, pair: int, temperature: float) -> Method:
+def _chain_method(key: str, chain: Chain, pair: int, temperature: float, seed: int) -> Method:
     phi, psi = chain.phi[:, pair], chain.psi[:, pair]
     return Method(
         key,
-        basin_statistics(phi, psi, temperature),
-        free_energy_surface(phi, psi, temperature, bins=_BINS),
+        basin_statistics(phi, psi, temperature, rng=seed),
+        free_energy_surface(phi, psi, temperature, bins=_BINS, rng=seed),
         round_trips(phi, duration=float(chain.seconds[-1])),
         len(chain),
     )
 
 
-def _generator_method(samples: GeneratorSamples, weights: Weights, pair: int, temperature: float) -> Method:
+def _generator_method(samples: GeneratorSamples, weights: Weights, pair: int, temperature: float, seed: int) -> Method:
     phi, psi = samples.phi[:, pair], samples.psi[:, pair]
     return Method(
         GENERATOR,
-        basin_statistics(phi, psi, temperature, weights=weights.weights),
-        weights.surface(phi, psi, bins=_BINS),
+        basin_statistics(phi, psi, temperature, weights=weights.weights, rng=seed),
+        weights.surface(phi, psi, bins=_BINS, rng=seed),
         None,
         len(samples),
     )
 
 
-def _acceptance(chain: Chain, pair: int) -> Acceptance:
+def _acceptance(chain: Chain, pair: int, seed: int) -> Acceptance:
     proposals = np.flatnonzero(chain.proposed)
     accepted = chain.accepted[proposals].astype(np.float64)
     block = min(_BOOTSTRAP_BLOCK, len(proposals))
-    overall = Estimate(float(accepted.mean()), _spread(accepted, block), float(len(proposals)))
+    overall = Estimate(float(accepted.mean()), _spread(accepted, block, seed), float(len(proposals)))
     by_basin: dict[str, Estimate] = {}
     if chain.phi.shape[1] > pair and proposals[0] > 0:
         origin = assign_basins(chain.phi[proposals - 1, pair], chain.psi[proposals - 1, pair])
-        by_basin = acceptance_by_basin(origin, accepted, length=block)
+        by_basin = acceptance_by_basin(origin, accepted, length=block, rng=seed)
     return Acceptance(overall, by_basin, len(proposals))
 
 
-def _spread(values: FloatArray, block: int) -> float:
-    return float(bootstrap_means(values, length=block).std(ddof=1))
+def _spread(values: FloatArray, block: int, seed: int) -> float:
+    return float(bootstrap_means(values, length=block, rng=seed).std(ddof=1))
 
 
 def important_basins(results: Results, threshold: float = 0.005) -> list[str]:

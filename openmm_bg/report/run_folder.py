@@ -4,6 +4,7 @@ run.json            what was asked for, versions, and for each phase: finished, 
 system.xml          the System
 topology.pdb        its Topology and one structure
 data.npz            frames of molecular dynamics (`simulate`)
+simulation/         its segments, from which it can be continued
 generator.bg        the trained Boltzmann generator (`train`)
 training/           history and checkpoints of the training
 generator.npz       reweighted samples of the generator (`sample`)
@@ -53,6 +54,7 @@ class RunFolder:
         self.run_file = self.path / "run.json"
         self.system_file = self.path / "system.xml"
         self.topology_file = self.path / "topology.pdb"
+        self.simulation_folder = self.path / "simulation"
         self.data_file = self.path / "data.npz"
         self.generator_file = self.path / "generator.bg"
         self.training_folder = self.path / "training"
@@ -145,10 +147,13 @@ class RunFolder:
         """Whether a phase has run to its end."""
         return bool(self.phases.get(phase, {}).get("finished"))
 
+    def read_summary(self) -> dict[str, Any]:
+        """Return the contents of summary.json, empty if it is not there yet."""
+        return read_json(self.summary_file) if self.summary_file.exists() else {}
+
     def update_summary(self, entries: Mapping[str, Any]) -> None:
         """Add entries to summary.json."""
-        summary = read_json(self.summary_file) if self.summary_file.exists() else {}
-        write_json(self.summary_file, {**summary, **entries})
+        write_json(self.summary_file, {**self.read_summary(), **entries})
 
     def write_system(self, molecule: MolecularSystem) -> None:
         """Write system.xml and topology.pdb."""

@@ -22,6 +22,7 @@ _ESS_ENOUGH, _ESS_LEAST = 100.0, 20.0
 _TRIPS_ENOUGH, _TRIPS_LEAST = 20, 3
 _ENTRIES_LEAST = 20
 _LARGEST_SHARE = 0.05
+_OFF_SUPPORT_FEW, _OFF_SUPPORT_MOST = 0.01, 0.1
 _SIGMA_WARNING, _SIGMA_BAD = 2.5, 4.0  # the largest of several differences, so wider than two
 
 
@@ -88,6 +89,15 @@ def _chain_checks(results: Results) -> list[Check]:
             "round trips",
             _grade(method.trips.count, _TRIPS_ENOUGH, _TRIPS_LEAST),
             f"The chain went {method.trips.count:,} times from phi < 0 to 0 < phi < 2.3 rad and back.",
+        )
+    )
+    off_support = int(results.phases.get("sample", {}).get("n_current_off_support", 0))
+    fraction = off_support / max(1, int(chain.proposed.sum()))
+    checks.append(
+        Check(
+            "chain on the support",
+            "good" if fraction < _OFF_SUPPORT_FEW else "warning" if fraction < _OFF_SUPPORT_MOST else "bad",
+            f"At {fraction:.1%} of the proposals the chain was in a state that the generator cannot propose.",
         )
     )
     names = important_basins(results)

@@ -1,0 +1,212 @@
+"""The command line. Options are declared here; what takes long to import is imported by the commands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openmm_bg.cli.defaults import FULL, N_PROPOSALS, N_STEPS, QUICK
+from openmm_bg.cli.terminal import clear_errors, import_quietly, say
+
+if TYPE_CHECKING:
+    from openmm_bg.report.run_folder import RunFolder
+
+app = typer.Typer(
+    name="openmm-bg",
+    help="Boltzmann generators as exact Monte Carlo moves for OpenMM and openmmtools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Platform(StrEnum):
+    """OpenMM's platforms, and the choice of the fastest."""
+
+    auto = "auto"
+    cuda = "CUDA"
+    opencl = "OpenCL"
+    cpu = "CPU"
+    reference = "Reference"
+
+
+class SamplePart(StrEnum):
+    """What `sample` runs."""
+
+    all = "all"
+    chain = "chain"
+    langevin = "langevin"
+    generator = "generator"
+
+
+Folder = Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Folder of the run.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The same, as an option.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
+OnPlatform = Annotated[
+    Platform, typer.Option("--platform", case_sensitive=False, help="OpenMM platform; auto measures which is fastest.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="A small fraction of everything: to try it, not to believe it.")]
+Seconds = Annotated[float | None, typer.Option(min=0.1, help="Wall time to spend, in seconds.", show_default=False)]
+
+DEMO_FOLDER = Path("demo-run")
+
+
+def _path(folder: Path | None, output: Path | None, default: Path | None = None) -> Path:
+    if folder is not None and output is not None and folder != output:
+        raise ValueError(f"two folders were named, {folder} and --output {output}; name one")
+    path = folder or output or default
+    if path is None:
+        raise ValueError("no folder was named; name one, as in: openmm-bg train my-run")
+    return path
+
+
+def _open(folder: Path | None, output: Path | None) -> RunFolder:
+    from openmm_bg.report.run_folder import RunFolder
+
+    RunFolder.open(_path(folder, output))
+    return RunFolder.create(_path(folder, output))
+
+
+@app.command()
+def demo(
+    folder: Folder = None,
+    output: Output = None,
+    seed: Seed = 1,
+    platform: OnPlatform = Platform.auto,
+    quick: Quick = False,
+) -> None:
+    """Train a generator for alanine dipeptide, sample with it, and write the report: five minutes on two cores."""
+    path = folder or output or DEMO_FOLDER
+    with clear_errors(f"openmm-bg demo -o {path}{' --quick' if quick else ''}"):
+        path = _path(folder, output, DEMO_FOLDER)
+        import_quietly()
+        from openmm_bg.cli.demo import demo as run
+        from openmm_bg.report.run_folder import RunFolder
+
+        run(RunFolder.create(path), QUICK if quick else FULL, platform.value, seed)
+
+
+@app.command()
+def simulate(
+    folder: Folder = None,
+    output: Output = None,
+    sequence: Annotated[str, typer.Option(help="Residues of a peptide: ACE-ALA-NME, or one-letter codes.")] = (
+        "ACE-ALA-NME"
+    ),
+    pdb: Annotated[Path | None, typer.Option(help="A structure instead of a sequence.", show_default=False)] = None,
+    forcefield: Annotated[
+        list[str] | None, typer.Option(help="Force-field file of OpenMM; may be repeated.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Temperature of the answers, in K.")] = 300.0,
+    data_temperature: Annotated[float, typer.Option(help="Temperature of the dynamics to train on, in K.")] = 700.0,
+    seconds: Seconds = None,
+    seed: Seed = 1,
+    platform: OnPlatform = Platform.auto,
+    quick: Quick = False,
+) -> None:
+    """Build a molecule and run dynamics at high temperature: the data to train on."""
+    path = folder or output
+    with clear_errors(f"openmm-bg simulate -o {path} (with the same options)"):
+        path = _path(folder, output)
+        import_quietly()
+        from openmm_bg.cli.simulate import SimulateOptions
+        from openmm_bg.cli.simulate import simulate as run
+        from openmm_bg.report.run_folder import RunFolder
+
+        options = SimulateOptions(
+            sequence=sequence, pdb=pdb, temperature=temperature, data_temperature=data_temperature, seed=seed,
+            platform=platform.value, seconds=seconds or (QUICK if quick else FULL).simulate,
+        )  # fmt: skip
+        run(RunFolder.create(path), replace(options, forcefield=tuple(forcefield)) if forcefield else options)
+
+
+@app.command()
+def train(
+    folder: Folder = None,
+    output: Output = None,
+    seconds: Seconds = None,
+    seed: Seed = 1,
+    platform: OnPlatform = Platform.auto,
+    quick: Quick = False,
+) -> None:
+    """Train a generator on the folder's data: generator.bg, history and checkpoints."""
+    with clear_errors(f"openmm-bg train {folder or output}"):
+        run_folder = _open(folder, output)
+        import_quietly()
+        from openmm_bg.cli.train import TrainOptions
+        from openmm_bg.cli.train import train as run
+
+        run(run_folder, TrainOptions(seconds or (QUICK if quick else FULL).train, platform.value, seed))
+
+
+@app.command()
+def sample(
+    folder: Folder = None,
+    output: Output = None,
+    part: Annotated[SamplePart, typer.Option(help="Only one of the chains, or only the reweighting.")] = SamplePart.all,
+    seconds: Seconds = None,
+    n_samples: Annotated[
+        int | None, typer.Option(min=100, help="Samples of the generator to reweight.", show_default=False)
+    ] = None,
+    n_proposals: Annotated[int, typer.Option(min=1, help="Proposals of a scan.")] = N_PROPOSALS,
+    n_steps: Annotated[int, typer.Option(min=1, help="Langevin steps between two scans.")] = N_STEPS,
+    seed: Seed = 1,
+    platform: OnPlatform = Platform.auto,
+    quick: Quick = False,
+) -> None:
+    """Sample with the generator's moves and Langevin dynamics, with Langevin alone, and reweight the generator."""
+    with clear_errors(f"openmm-bg sample {folder or output}"):
+        run_folder = _open(folder, output)
+        import_quietly()
+        from openmm_bg.cli.sample import SampleOptions
+        from openmm_bg.cli.sample import sample as run
+
+        preset = QUICK if quick else FULL
+        options = SampleOptions(
+            seconds or preset.sample, n_samples or preset.n_samples, n_proposals, n_steps,
+            platform.value, seed,
+        )  # fmt: skip
+        run(run_folder, options, part.value)
+
+
+@app.command()
+def report(
+    folder: Folder = None,
+    output: Output = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    platform: OnPlatform = Platform.auto,
+) -> None:
+    """Write the page that shows what a folder holds and says whether to believe it: report.html, summary.json."""
+    with clear_errors(f"openmm-bg report {folder or output}"):
+        run_folder = _open(folder, output)
+        import_quietly()
+        from openmm_bg.report import write_report
+
+        page = write_report(run_folder.path, seed=seed)
+        say(f"{run_folder.read_summary()['verdict_sentence']}\n{page}")
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[FILE|FOLDER]", help="A model file or a run folder.", show_default=False)
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the platforms' speed.")] = False,
+    platform: OnPlatform = Platform.auto,
+) -> None:
+    """Show versions and platforms, or what a model file or a folder holds."""
+    with clear_errors("openmm-bg info"):
+        import_quietly()
+        from openmm_bg.cli.info import describe, describe_machine
+
+        if path is None:
+            describe_machine(measure=measure, platform=platform.value)
+        else:
+            describe(path)

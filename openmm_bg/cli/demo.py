@@ -1,0 +1,28 @@
+"""`openmm-bg demo`: from nothing to the report in five minutes."""
+
+from __future__ import annotations
+
+import time
+
+from openmm_bg.cli.defaults import Schedule
+from openmm_bg.cli.sample import SampleOptions, sample
+from openmm_bg.cli.simulate import SimulateOptions, simulate
+from openmm_bg.cli.terminal import say
+from openmm_bg.cli.train import TrainOptions, train
+from openmm_bg.report import RunFolder, write_report
+
+
+def demo(folder: RunFolder, schedule: Schedule, platform: str, seed: int) -> None:
+    """Run all phases that the folder does not hold yet, then write the report."""
+    started = time.perf_counter()
+    if not folder.is_finished("simulate"):
+        simulate(folder, SimulateOptions(seconds=schedule.simulate, platform=platform, seed=seed))
+    if not folder.is_finished("train"):
+        train(folder, TrainOptions(seconds=schedule.train, platform=platform, seed=seed))
+    if not (folder.is_finished("sample") and folder.is_finished("langevin") and folder.is_finished("reweight")):
+        options = SampleOptions(seconds=schedule.sample, n_samples=schedule.n_samples, platform=platform, seed=seed)
+        sample(folder, options)
+    page = write_report(folder.path)
+    summary = folder.read_summary()
+    say(f"\n[bold]{summary['verdict_sentence']}[/]")
+    say(f"{time.perf_counter() - started:.0f} s in all. Open [bold]{page}[/] in a browser.")

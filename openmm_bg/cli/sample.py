@@ -1,0 +1,183 @@
+"""`openmm-bg sample`: both chains and the reweighted generator."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from openmm_bg.cli import side_process
+from openmm_bg.cli.chains import Dynamics, generator_chain, langevin_chain
+from openmm_bg.cli.defaults import FULL, N_PROPOSALS, N_STEPS
+from openmm_bg.cli.terminal import Report, progress_bar, say
+from openmm_bg.generator import BoltzmannGenerator
+from openmm_bg.potentials import PlatformChoice, SystemPotential, choose_platform
+from openmm_bg.potentials.platforms import n_cores
+from openmm_bg.report.records import Chain, GeneratorSamples
+from openmm_bg.report.run_folder import RunFolder
+
+Part = Literal["all", "chain", "langevin", "generator"]
+
+_CHUNK = 2048
+_LONGEST_DRAW = 15.0  # s, for the samples that are reweighted
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What `sample` does.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time of each of the two chains.
+    n_samples : int
+        Samples of the generator that are reweighted.
+    n_proposals, n_steps : int
+        Proposals of a scan and Langevin steps between two scans.
+    platform : str
+        "auto" or the name of an OpenMM platform.
+    seed : int
+    """
+
+    seconds: float = FULL.sample
+    n_samples: int = FULL.n_samples
+    n_proposals: int = N_PROPOSALS
+    n_steps: int = N_STEPS
+    platform: str = "auto"
+    seed: int = 1
+
+
+def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> None:
+    """Run what is asked for, continuing what is there.
+
+    Two chains that share no GPU run side by side, one core each; else one after the other.
+    """
+    molecule = folder.read_system()
+    _check_same_generator(folder, load_generator(folder))
+    beside = part == "all" and n_cores() > 1
+    platform = choose_platform(
+        molecule.system, molecule.positions, options.platform, task="dynamics", n_concurrent=2 if beside else 1
+    )
+    if beside and not platform.is_gpu:
+        _chains_side_by_side(folder, options, platform)
+    else:
+        if part in ("all", "chain"):
+            _chain(folder, options, platform)
+        if part in ("all", "langevin"):
+            with progress_bar("Langevin alone") as report:
+                record = run_langevin(folder.path, options, platform, report)
+            folder.update_phase("langevin", **record)
+    if part in ("all", "generator"):
+        _generator_samples(folder, options)
+
+
+def load_generator(folder: RunFolder) -> BoltzmannGenerator:
+    """Read the generator of a folder and check that it is one for the folder's System."""
+    if not folder.generator_file.exists():
+        raise ValueError(f"{folder.generator_file} is missing; run `openmm-bg train {folder.path}` first")
+    return BoltzmannGenerator.load(folder.generator_file, system=folder.read_system().system)
+
+
+def _check_same_generator(folder: RunFolder, generator: BoltzmannGenerator) -> None:
+    """Refuse to continue a chain with another generator than it was begun with; its acceptance would be a mixture."""
+    known = folder.settings.get("generator")
+    if folder.chain_file.exists() and known not in (None, generator.content_hash):
+        raise ValueError(
+            f"{folder.chain_file} was sampled with another generator than {folder.generator_file} is now (content hash "
+            f"{str(known)[:12]}, now {generator.content_hash[:12]}). Move chain.npz away to start anew"
+        )
+    folder.update_settings({"generator": generator.content_hash})
+
+
+def dynamics(folder: RunFolder) -> Dynamics:
+    """Return the Langevin dynamics that a folder's settings ask for."""
+    settings = folder.settings
+    return Dynamics(float(settings["temperature"]), float(settings["timestep"]), float(settings["friction"]))
+
+
+def run_langevin(path: Path, options: SampleOptions, platform: PlatformChoice, report: Report) -> dict[str, Any]:
+    """Run Langevin dynamics alone; returns the record of the phase and leaves run.json to the caller."""
+    folder = RunFolder.open(path)
+    record = langevin_chain(
+        folder.read_system(), dynamics(folder), folder.langevin_file, seconds=options.seconds, platform=platform,
+        seed=options.seed + 1, report=report,
+    )  # fmt: skip
+    return {"finished": True, "seconds": _seconds(folder.langevin_file), "platform": platform.name, **record}
+
+
+def _chains_side_by_side(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -> None:
+    torch.set_num_threads(1)
+    context = get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(1, context, side_process.prepare, (stop,)) as pool:
+        alone = pool.submit(side_process.langevin, folder.path, options, platform)
+        try:
+            _chain(folder, options, platform)
+        except BaseException:
+            stop.set()
+            raise
+        folder.update_phase("langevin", **alone.result(), concurrent_with="sample")
+
+
+def _chain(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -> None:
+    generator = load_generator(folder)
+    _to_gpu(generator, platform)
+    with progress_bar("BG + Langevin") as report:
+        record = generator_chain(
+            folder.read_system(), generator, dynamics(folder), folder.chain_file, seconds=options.seconds,
+            platform=platform, n_proposals=options.n_proposals, n_steps=options.n_steps, seed=options.seed,
+            report=report,
+        )  # fmt: skip
+    folder.update_phase("sample", finished=True, seconds=_seconds(folder.chain_file), platform=platform.name, **record)
+    folder.update_settings({"platform": platform.name})
+    fraction = record["n_accepted"] / record["n_proposed"]
+    folder.update_summary({"fraction_accepted": fraction, "platform": platform.name})
+    say(f"{fraction:.1%} of {record['n_proposed']:,} proposals accepted")
+
+
+def _generator_samples(folder: RunFolder, options: SampleOptions) -> None:
+    """Draw fresh samples and weigh them."""
+    from openmm_bg.analysis.dihedrals import backbone_pairs, ramachandran_angles
+    from openmm_bg.analysis.weights import reweight
+    from openmm_bg.density import Samples
+
+    molecule, generator = folder.read_system(), load_generator(folder)
+    started = time.perf_counter()
+    rng = np.random.default_rng([options.seed, 2])
+    parts: list[Samples] = []
+    with SystemPotential(molecule.system, molecule.topology, platform=options.platform) as potential:
+        _to_gpu(generator, potential.platform)
+        with progress_bar("Reweighting the generator") as report:
+            while (drawn := sum(len(part) for part in parts)) < options.n_samples:
+                if parts and time.perf_counter() - started > _LONGEST_DRAW:
+                    break
+                parts.append(generator.sample(min(_CHUNK, options.n_samples - drawn), rng=rng))
+                report(0.5 * drawn / options.n_samples, f"{drawn:,} samples")
+            samples = Samples(
+                np.concatenate([part.positions for part in parts]), np.concatenate([part.log_prob for part in parts])
+            )
+            report(0.5, "energies")
+            weights = reweight(samples, potential, dynamics(folder).temperature)
+        phi, psi = ramachandran_angles(samples.positions, backbone_pairs(molecule.topology))
+        GeneratorSamples(phi, psi, weights.energies, weights.log_weights).save(folder.generator_samples_file)
+        folder.update_phase(
+            "reweight", finished=True, seconds=time.perf_counter() - started, n_evaluations=potential.n_evaluations,
+            platform=potential.platform_name,
+        )  # fmt: skip
+    folder.update_summary({"ess_fraction": weights.ess_fraction, "pareto_k": weights.pareto_k})
+    say(f"ESS / N {weights.ess_fraction:.1%} of {len(weights):,} samples, Pareto k {weights.pareto_k:.2f}")
+
+
+def _to_gpu(generator: BoltzmannGenerator, platform: PlatformChoice) -> None:
+    if platform.name == "CUDA" and torch.cuda.is_available():
+        generator.to("cuda")
+
+
+def _seconds(path: Path) -> float:
+    return float(Chain.load(path).seconds[-1])

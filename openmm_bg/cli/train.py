@@ -1,0 +1,60 @@
+"""`openmm-bg train`: a generator for the molecule of a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openmm_bg.cli.defaults import FULL
+from openmm_bg.cli.terminal import say
+from openmm_bg.generator import BoltzmannGenerator
+from openmm_bg.potentials import SystemPotential
+from openmm_bg.report.run_folder import RunFolder
+from openmm_bg.training import train as run_training
+from openmm_bg.training.data import TrajectoryData
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How `train` trains.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time of the whole recipe.
+    platform : str
+        "auto" or the name of an OpenMM platform, for the energies.
+    seed : int
+    """
+
+    seconds: float = FULL.train
+    platform: str = "auto"
+    seed: int = 1
+
+
+def train(folder: RunFolder, options: TrainOptions) -> None:
+    """Train on the folder's data and write generator.bg; continue what was interrupted.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no data, or a training with other settings.
+    """
+    molecule = folder.read_system()
+    if not folder.data_file.exists():
+        raise ValueError(f"{folder.data_file} is missing; run `openmm-bg simulate -o {folder.path}` first")
+    data = TrajectoryData.load(folder.data_file)
+    temperature = float(folder.settings["temperature"])
+    generator = BoltzmannGenerator.from_system(
+        molecule.system, molecule.topology, temperature, positions=molecule.positions, seed=options.seed
+    )
+    folder.update_settings({"training_seed": options.seed})
+    with SystemPotential(molecule.system, molecule.topology, platform=options.platform) as potential:
+        history = run_training(
+            generator, potential, data=data, max_seconds=options.seconds, folder=folder.training_folder,
+            seed=options.seed,
+        )  # fmt: skip
+        platform, n_evaluations = potential.platform_name, potential.n_evaluations
+    generator.save(folder.generator_file)
+    folder.update_phase("train", finished=True, seconds=history.seconds, n_evaluations=n_evaluations, platform=platform)
+    folder.update_summary({"training_seconds": history.seconds, "training_energy_evaluations": n_evaluations})
+    say(f"Trained in {history.seconds:.0f} s: {folder.generator_file}")
