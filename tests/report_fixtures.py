@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from openmm_bg.report.records import Chain, GeneratorSamples
-from openmm_bg.report.run_folder import RunFolder, write_json
+from openmm_bg.report.run_folder import RunFolder
 from openmm_bg.systems import MolecularSystem
+from openmm_bg.training.history import TrainingHistory
 
 CENTRES = np.radians([[-150.0, 155.0], [-75.0, 145.0], [-75.0, -35.0], [60.0, 40.0]])
 POPULATIONS = np.array([0.28, 0.40, 0.30, 0.02])  # beta, PII, alpha_R, alpha_L
@@ -88,15 +89,18 @@ def write_run(path: Path, molecule: MolecularSystem, *, seed: int = 0, lost: int
 
 
 def write_training(folder: RunFolder, rng: np.random.Generator) -> None:
-    n = 200
-    ess = np.full(n, np.nan)
-    ess[100::10] = np.linspace(0.05, 0.3, 10)
-    write_json(
-        folder.training_folder / "history.json",
+    steps = [
         {
-            "seconds": np.linspace(0.0, 170.0, n).tolist(),
-            "loss": (60 * np.exp(-np.arange(n) / 30) - 90 + rng.normal(size=n)).tolist(),
-            "ess_fraction": ess.tolist(),
-            "stage": ["likelihood"] * 100 + ["reverse KL"] * 100,
-        },
-    )
+            "stage": "data" if step < 100 else "cooling",
+            "step": step,
+            "seconds": 0.85 * step,
+            "loss": 60 * math.exp(-step / 30) - 90 + rng.normal(),
+        }
+        for step in range(200)
+    ]
+    evaluations = [{"stage": "cooling", "seconds": 85.0 + 17 * i, "ess_fraction": 0.05 * (i + 1)} for i in range(6)]
+    stages = [
+        {"name": name, "steps": 100, "seconds": 85.0, "stopped_because": "all steps done"}
+        for name in ("data", "cooling")
+    ]
+    TrainingHistory(steps, evaluations, stages, 250_000, 170.0).save(folder.history_file)

@@ -210,3 +210,11 @@ def test_system_and_topology_survive_the_folder(tmp_path, alanine):
     assert [a.name for a in read.topology.atoms()] == [a.name for a in alanine.topology.atoms()]
     assert read.topology.getNumBonds() == alanine.topology.getNumBonds()
     np.testing.assert_allclose(read.positions, alanine.positions, atol=1e-4)
+
+
+def test_damaged_history_is_named(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    folder.training_folder.mkdir()
+    folder.history_file.write_text('{"steps": ')
+    with pytest.raises(ValueError, match=r"cannot read .*history\.json"):
+        write_report(folder.path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -16,7 +15,7 @@ from openmm_bg.analysis.basins import RARE_PHI_LIMIT
 from openmm_bg.density import FloatArray
 from openmm_bg.report.records import Chain
 from openmm_bg.report.results import BG_LANGEVIN, GENERATOR, LANGEVIN, TITLES, Results
-from openmm_bg.report.training_record import TrainingRecord
+from openmm_bg.training.history import TrainingHistory
 
 COLORS = {BG_LANGEVIN: "#0b6bb0", LANGEVIN: "#c8531c", GENERATOR: "#1a8f6b"}  # told apart by the colour-blind too
 _RAW = "#8b95a1"
@@ -176,28 +175,28 @@ def energy_histogram(results: Results) -> str:
         return _svg(figure)
 
 
-def training(record: TrainingRecord) -> str:
+def training(history: TrainingHistory) -> str:
     """Loss and effective sample size over the training's wall time, stage by stage."""
-    panels: Sequence[tuple[str, FloatArray]] = [("loss", record.loss)]
-    if np.isfinite(record.ess_fraction).any():
-        panels = [*panels, ("ESS / N of a batch", record.ess_fraction)]
-    stages = list(dict.fromkeys(record.stage))
+    stages = list(dict.fromkeys(record["stage"] for record in history.steps))
     palette = ["#0b6bb0", "#c8531c", "#1a8f6b", "#8a5fb0", "#7b6a3a", "#5c6670"]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10.5, 2.9), layout="constrained")
-        axes = np.atleast_1d(np.asarray(figure.subplots(1, len(panels))))
-        names = np.asarray(record.stage)
-        for axis, (label, values) in zip(axes, panels, strict=True):
-            for index, stage in enumerate(stages):
-                here = (names == stage) & np.isfinite(values)
-                axis.plot(
-                    record.seconds[here], values[here], color=palette[index % len(palette)], linewidth=1.1, label=stage
-                )
-            axis.set_xlabel("wall time (s)")
-            axis.set_ylabel(label)
-        finite = record.loss[np.isfinite(record.loss)]
+        left, right = figure.subplots(1, 2)
+        for index, stage in enumerate(stages):
+            records = [record for record in history.steps if record["stage"] == stage]
+            seconds, loss = [r["seconds"] for r in records], [r["loss"] for r in records]
+            left.plot(seconds, loss, color=palette[index % len(palette)], linewidth=1.1, label=stage)
+        losses = np.array([record["loss"] for record in history.steps], dtype=np.float64)
+        finite = losses[np.isfinite(losses)]
         if len(finite) > 20:
             low, high = np.quantile(finite, [0.0, 0.95])
-            axes[0].set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))
-        axes[0].legend(fontsize=8)
+            left.set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))
+        left.legend(fontsize=8)
+        left.set_ylabel("loss")
+        seconds = [record["seconds"] for record in history.evaluations]
+        right.plot(seconds, [record["ess_fraction"] for record in history.evaluations], "o-", color=COLORS[GENERATOR])
+        right.set_ylim(0.0, None)
+        right.set_ylabel("ESS / N at the final temperature")
+        for axis in (left, right):
+            axis.set_xlabel("wall time (s)")
         return _svg(figure)

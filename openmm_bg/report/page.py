@@ -96,7 +96,7 @@ def _figures(results: Results) -> dict[str, str]:
         drawn["weights"] = figures.weight_histogram(results)
     if results.weights is not None or results.chain is not None:
         drawn["energies"] = figures.energy_histogram(results)
-    if results.training is not None and len(results.training) > 1:
+    if results.training is not None and len(results.training.steps) > 1:
         drawn["training"] = figures.training(results.training)
     return drawn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from openmm_bg.analysis.weights import Weights
 from openmm_bg.density import FloatArray
 from openmm_bg.report.records import Chain, GeneratorSamples
 from openmm_bg.report.run_folder import RunFolder
-from openmm_bg.report.training_record import TrainingRecord, read_training
+from openmm_bg.training.history import TrainingHistory
 
 BG_LANGEVIN, LANGEVIN, GENERATOR = "bg_langevin", "langevin", "reweighted_generator"
 TITLES = {
@@ -82,7 +83,7 @@ class Results:
     chain: Chain | None
     langevin: Chain | None
     generator: GeneratorSamples | None
-    training: TrainingRecord | None
+    training: TrainingHistory | None
     missing: list[str]
 
     def method(self, key: str) -> Method | None:
@@ -114,7 +115,7 @@ def read_results(folder: RunFolder, seed: int = 0) -> Results:
     if molecule is not None:
         pairs = backbone_pairs(molecule.topology)
         pair_name = pairs[pair].residue if pair < len(pairs) else ""
-    training = load(folder.training_folder, read_training, "a training history (`openmm-bg train`)")
+    training = load(folder.history_file, _read_history, "a training history (`openmm-bg train`)")
     chain = load(folder.chain_file, Chain.load, "the chain of generator moves (`openmm-bg sample`)")
     langevin = load(folder.langevin_file, Chain.load, "Langevin dynamics alone (`openmm-bg sample`)")
     generator = load(folder.generator_samples_file, GeneratorSamples.load, "samples of the generator (`sample`)")
@@ -136,6 +137,13 @@ def read_results(folder: RunFolder, seed: int = 0) -> Results:
         settings, phases, temperature, pair, pair_name, methods, acceptance, weights, chain, langevin, generator,
         training, missing,
     )  # fmt: skip
+
+
+def _read_history(path: Path) -> TrainingHistory:
+    try:
+        return TrainingHistory.load(path)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"cannot read {path}: {error}; it is damaged, or was not written by openmm-bg") from error
 
 
 def _chain_method(key: str, chain: Chain, pair: int, temperature: float, seed: int) -> Method:

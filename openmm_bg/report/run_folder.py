@@ -58,6 +58,7 @@ class RunFolder:
         self.data_file = self.path / "data.npz"
         self.generator_file = self.path / "generator.bg"
         self.training_folder = self.path / "training"
+        self.history_file = self.training_folder / "history.json"
         self.generator_samples_file = self.path / "generator.npz"
         self.chain_file = self.path / "chain.npz"
         self.langevin_file = self.path / "langevin.npz"
