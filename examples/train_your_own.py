@@ -15,7 +15,7 @@ from openmm import unit
 
 from openmm_bg import BoltzmannGenerator, SystemPotential, reweight, train
 from openmm_bg.systems import from_pdb, peptide
-from openmm_bg.training import simulate
+from openmm_bg.training.simulate import simulate
 
 
 def main() -> None:
