@@ -61,7 +61,7 @@ def weighted_samples(n: int, rng: np.random.Generator, lost: int | None = None) 
     log_weights = np.log(POPULATIONS[states]) + rng.normal(scale=0.5, size=n)
     log_weights[:5] = -np.inf
     log_weights -= math.log(np.exp(log_weights).sum())
-    energy = rng.normal(-104.0, 12.0, size=n)
+    energy = rng.normal(-110.0, 9.0, size=n)
     energy[:5] = np.inf
     return GeneratorSamples(phi, psi, energy, log_weights)
 

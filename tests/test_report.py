@@ -102,6 +102,25 @@ def test_chain_that_disagrees_with_the_weights_is_not_believed(tmp_path, alanine
     assert "chain and reweighting agree" in verdict.sentence
 
 
+def test_energies_that_disagree_are_not_believed(tmp_path, alanine):
+    folder = write_run(tmp_path / "energy", alanine)
+    samples = GeneratorSamples.load(folder.generator_samples_file)
+    GeneratorSamples(samples.phi, samples.psi, samples.energy + 2.0, samples.log_weights).save(
+        folder.generator_samples_file
+    )
+    failed = {check.name for check in judge(read_results(folder)).checks if check.status == "bad"}
+    assert failed == {"mean energies agree"}
+
+
+def test_long_wait_is_seen(tmp_path, alanine):
+    folder = write_run(tmp_path / "wait", alanine)
+    chain = Chain.load(folder.chain_file)
+    chain.accepted[10_000:20_000] = False
+    chain.save(folder.chain_file)
+    failed = {check.name for check in judge(read_results(folder)).checks if check.status == "bad"}
+    assert "longest wait" in failed
+
+
 def test_one_dominating_weight_is_not_believed(tmp_path, alanine):
     folder = write_run(tmp_path / "weight", alanine)
     samples = GeneratorSamples.load(folder.generator_samples_file)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from openmm_bg.cli.defaults import FULL
-from openmm_bg.cli.terminal import say
+from openmm_bg.cli.terminal import progress_bar, say
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.report.run_folder import RunFolder
@@ -49,12 +52,34 @@ def train(folder: RunFolder, options: TrainOptions) -> None:
     )
     folder.update_settings({"training_seed": options.seed})
     with SystemPotential(molecule.system, molecule.topology, platform=options.platform) as potential:
-        history = run_training(
-            generator, potential, data=data, max_seconds=options.seconds, folder=folder.training_folder,
-            seed=options.seed,
-        )  # fmt: skip
-        platform, n_evaluations = potential.platform_name, potential.n_evaluations
+        _to_gpu(generator, potential)
+        with progress_bar("Training") as report:
+            history = run_training(
+                generator,
+                potential,
+                data=data,
+                max_seconds=options.seconds,
+                folder=folder.training_folder,
+                seed=options.seed,
+                progress=lambda record: report(*_place(record, options.seconds)),
+            )
+        platform = potential.platform_name
     generator.save(folder.generator_file)
+    history.save(folder.history_file)
+    n_evaluations = history.n_energy_evaluations
     folder.update_phase("train", finished=True, seconds=history.seconds, n_evaluations=n_evaluations, platform=platform)
     folder.update_summary({"training_seconds": history.seconds, "training_energy_evaluations": n_evaluations})
     say(f"Trained in {history.seconds:.0f} s: {folder.generator_file}")
+
+
+def _place(record: dict[str, Any], seconds: float) -> tuple[float, str]:
+    """Fraction of the time that is over, and how it goes."""
+    note = f"{record['stage']}: loss {record['loss']:.2f}"
+    if record["ess_fraction"] is not None:
+        note += f", ESS/N {record['ess_fraction']:.2f}"
+    return record["seconds"] / seconds, note
+
+
+def _to_gpu(generator: BoltzmannGenerator, potential: SystemPotential) -> None:
+    if potential.platform_name == "CUDA" and torch.cuda.is_available():
+        generator.to("cuda")

@@ -89,9 +89,10 @@ def phi_over_time(results: Results) -> str:
         for axis, (key, chain) in zip(axes, chains, strict=True):
             kept = _thinned(chain)
             phi = np.degrees(chain.phi[kept, results.pair])
+            size = 1.4 if len(kept) > 10_000 else 2.2
             axis.axhspan(0, math.degrees(RARE_PHI_LIMIT), color="#f3e6c8", linewidth=0, zorder=0)
             axis.plot(
-                chain.seconds[kept], phi, ".", color=COLORS[key], markersize=1.4, alpha=0.5, markeredgewidth=0,
+                chain.seconds[kept], phi, ".", color=COLORS[key], markersize=size, alpha=0.5, markeredgewidth=0,
                 rasterized=True,
             )  # fmt: skip
             axis.set_yticks([-180, -90, 0, 90, 180])

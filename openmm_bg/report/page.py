@@ -156,13 +156,14 @@ def _costs(results: Results) -> list[dict[str, str]]:
             continue
         evaluations = record.get("n_evaluations")
         beside = record.get("concurrent_with")
+        remarks = [f"at the same time as {beside}, one core each" if beside else "", str(record.get("remark") or "")]
         costs.append(
             {
                 "name": name,
                 "seconds": duration(record["seconds"]) if "seconds" in record else "",
                 "evaluations": f"{evaluations:,}" if evaluations is not None else "",
                 "platform": str(record.get("platform") or ""),
-                "remark": (f"at the same time as {beside}; " if beside else "") + str(record.get("remark") or ""),
+                "remark": "; ".join(remark for remark in remarks if remark),
             }
         )
     return costs

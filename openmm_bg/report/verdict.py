@@ -22,6 +22,7 @@ _ESS_ENOUGH, _ESS_LEAST = 100.0, 20.0
 _TRIPS_ENOUGH, _TRIPS_LEAST = 20, 3
 _ENTRIES_LEAST = 20
 _LARGEST_SHARE = 0.05
+_WAIT_SHORT, _WAIT_LONG = 0.02, 0.2
 _OFF_SUPPORT_FEW, _OFF_SUPPORT_MOST = 0.01, 0.1
 _SIGMA_WARNING, _SIGMA_BAD = 2.5, 4.0  # the largest of several differences, so wider than two
 
@@ -80,7 +81,7 @@ def _chain_checks(results: Results) -> list[Check]:
                 f"{fraction:.1%} of {results.acceptance.n_proposed:,} proposals were accepted.",
             )
         )
-        checks.append(_basin_check(results))
+        checks += [_basin_check(results), _wait_check(results)]
     method, chain = results.method(BG_LANGEVIN), results.chain
     if method is None or method.trips is None or chain is None:
         return checks
@@ -132,6 +133,20 @@ def _basin_check(results: Results) -> Check:
         parts.append(f"{name}: {rate}, {n_entered:,} accepted into it")
     text = "Every basin of more than 0.5 % is entered and left. " if worst > 0 else "A basin has no way in or out. "
     return Check("no basin lost", _grade(worst, _ENTRIES_LEAST, 1), text + "; ".join(parts) + ".")
+
+
+def _wait_check(results: Results) -> Check:
+    """A chain in a state that the generator hardly knows refuses everything until dynamics leads it out."""
+    assert results.chain is not None
+    accepted = results.chain.accepted[results.chain.proposed]
+    borders = np.concatenate([[-1], np.flatnonzero(accepted), [len(accepted)]])
+    longest = int(np.diff(borders).max()) - 1
+    share = longest / len(accepted)
+    return Check(
+        "longest wait",
+        "good" if share < _WAIT_SHORT else "warning" if share < _WAIT_LONG else "bad",
+        f"At most {longest:,} proposals in a row were rejected ({share:.2%} of the chain).",
+    )
 
 
 def _halves_check(results: Results, names: list[str]) -> Check:
@@ -191,7 +206,27 @@ def _agreement_checks(results: Results) -> list[Check]:
         text += ", one of them without an error because it never entered or never left the basin."
     else:
         text += f", {scores[name]:.1f} standard errors."
-    return [Check("chain and reweighting agree", _sigma_grade(scores[name]), text)]
+    return [Check("chain and reweighting agree", _sigma_grade(scores[name]), text), *_energy_checks(results)]
+
+
+def _energy_checks(results: Results) -> list[Check]:
+    """The mean energy feels every degree of freedom, not only the torsions."""
+    if results.chain is None or results.weights is None:
+        return []
+    energies = results.weights.energies
+    by_chain, by_weights = (
+        chain_mean(results.chain.energy),
+        results.weights.mean(np.where(np.isfinite(energies), energies, 0.0)),
+    )
+    z = abs(z_score(by_chain, by_weights))
+    return [
+        Check(
+            "mean energies agree",
+            "bad" if math.isnan(z) else _sigma_grade(z),
+            f"{by_chain.value:.2f} ± {by_chain.error:.2f} kJ/mol (chain) against {by_weights.value:.2f} ± "
+            f"{by_weights.error:.2f} kJ/mol (reweighted generator), {z:.1f} standard errors.",
+        )
+    ]
 
 
 def _sigma_grade(sigma: float) -> Status:
