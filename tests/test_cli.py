@@ -274,3 +274,41 @@ def test_traceback_is_there_for_those_who_ask(tmp_path):
     environment = {**os.environ, "OPENMM_BG_TRACEBACK": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert "Traceback" in result.stderr
+
+
+def test_interrupted_training_is_resumed(simulated, tmp_path):
+    path = tmp_path / "training"
+    shutil.copytree(simulated, path)
+    result = interrupt("train", path, "--seconds", "60", when_exists=path / "training", after=3.0)
+    assert result.returncode == 130, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (path / "generator.bg").exists()
+    spent = time.monotonic()
+    assert run("train", path, "--seconds", "4").returncode == 0
+    assert time.monotonic() - spent < 60.0
+    assert BoltzmannGenerator.load(path / "generator.bg").n_atoms == 22
+    assert RunFolder.open(path).phases["train"]["seconds"] > 2.0
+
+
+def test_quick_demo_leaves_a_complete_report_and_repeats_nothing(tmp_path):
+    path = tmp_path / "demo"
+    result = run("demo", "-o", path, "--quick", "--seed", "2")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["missing"] == []
+    for key in ("fraction_accepted", "ess_fraction", "pareto_k", "versions", "platform", "verdict"):
+        assert summary[key] is not None, key
+    assert summary["seed"] == 2
+    methods = {"bg_langevin", "langevin", "reweighted_generator"}
+    assert set(summary["phi_positive_population"]) == methods
+    assert set(summary["n_round_trips"]) == methods - {"reweighted_generator"}
+    phases = summary["wall_time_s"]
+    assert phases["total"] == pytest.approx(
+        sum(phases[p] for p in ("simulate", "train", "sample", "reweight", "report"))
+    )
+    assert summary["energy_evaluations"]["train"] > 0
+    assert 'id="training"' in (path / "report.html").read_text()
+
+    before = {name: (path / name).read_bytes() for name in ("generator.bg", "chain.npz", "langevin.npz")}
+    assert run("demo", "-o", path, "--quick", "--seed", "2").returncode == 0
+    assert {name: (path / name).read_bytes() for name in before} == before
