@@ -43,21 +43,22 @@ class Samples:
 
 @runtime_checkable
 class ProposalDensity(Protocol):
-    """A normalised density from which independent configurations can be drawn.
+    """A normalised density from which independent configurations can be drawn."""
 
-    Attributes
-    ----------
-    n_atoms : int
-        Number of atoms of a configuration.
-    content_hash : str
-        Hexadecimal digest of everything that determines the density.
-    pose : {"invariant", "absolute"}
-        Whether `log_prob` is a density modulo translation and rotation or one on Cartesian coordinates.
-    """
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms of a configuration."""
+        ...
 
-    n_atoms: int
-    content_hash: str
-    pose: Literal["invariant", "absolute"]
+    @property
+    def content_hash(self) -> str:
+        """Hexadecimal digest of everything that determines the density."""
+        ...
+
+    @property
+    def pose(self) -> Literal["invariant", "absolute"]:
+        """Whether `log_prob` is a density modulo translation and rotation or one on Cartesian coordinates."""
+        ...
 
     def sample(self, n: int, *, rng: np.random.Generator | int | None = None) -> Samples:
         """Draw `n` independent configurations; the same seed gives the same draws."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -44,7 +43,9 @@ def write(path: str | PathLike[str], kind: str, description: dict[str, Any], ten
         "description": description,
         "content_hash": content_hash(kind, description, tensors),
     }
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: json.dumps(header)})
+    data = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: json.dumps(header)}
+    )
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, suffix=".part", delete=False) as part:
             try:
@@ -58,8 +59,9 @@ def write(path: str | PathLike[str], kind: str, description: dict[str, Any], ten
                 raise
     except OSError as error:
         raise OSError(
-            error.errno, f"Cannot write the model to {target}: {error.strerror}. Choose a folder that exists and can be "
-            "written to; nothing was changed."
+            error.errno,
+            f"Cannot write the model to {target}: {error.strerror}. Choose a folder that exists and can be "
+            "written to; nothing was changed.",
         ) from error
 
 
@@ -79,7 +81,7 @@ def read(path: str | PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str
     try:
         with safetensors.safe_open(target, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except SafetensorError as error:
         raise ValueError(
             f"{target} is not a complete model file ({error}). It may be truncated, or not made by openmm_bg: copy it "
@@ -94,7 +96,7 @@ def read(path: str | PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str
     if found_kind != kind:
         raise ValueError(f"{target} holds a {found_kind}, expected a {kind}; load it with {found_kind}.load.")
     if version != 1:
-        raise ValueError(f"{target} has format version {version}; this version of openmm_bg reads version 1. Upgrade it.")
+        raise ValueError(f"{target} has format version {version}; this openmm_bg reads 1. Upgrade it.")
     found = content_hash(kind, description, tensors)
     if found != stored:
         raise ValueError(

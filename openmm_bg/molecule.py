@@ -62,15 +62,15 @@ class Molecule:
         virtual = [names[i] for i in range(n_atoms) if system.isVirtualSite(i)]
         if virtual:
             raise ValueError(
-                f"The System has virtual sites ({', '.join(virtual[:5])}); a generator cannot be made for it yet. Use a "
-                "force field without virtual sites for the molecule."
+                f"The System has virtual sites ({', '.join(virtual[:5])}); a generator cannot be made for it yet. Use "
+                "a force field without virtual sites for the molecule."
             )
         masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(n_atoms)]
         massless = [name for name, mass in zip(names, masses, strict=True) if mass <= 0.0]
         if massless:
             raise ValueError(
-                f"Atoms without mass ({', '.join(massless[:5])}) never move in OpenMM, so that the molecule has no free "
-                "pose; give them their mass."
+                f"Atoms without mass ({', '.join(massless[:5])}) never move in OpenMM, so that the molecule has no "
+                "free pose; give them their mass."
             )
         residues = list(topology.residues())
         place = {residue.index: k for k, residue in enumerate(residues)}
@@ -138,7 +138,7 @@ class Molecule:
         ValueError
             If the shape is another or a number is not finite.
         """
-        if unit.is_quantity(positions):
+        if isinstance(positions, unit.Quantity):
             positions = positions.value_in_unit(unit.nanometer)
         array = np.asarray(positions, dtype=np.float64)
         if array.ndim == 2:
@@ -172,9 +172,9 @@ class Molecule:
             found = system.getParticleMass(i).value_in_unit(unit.dalton)
             if abs(found - mass) > 1e-4:
                 raise ValueError(
-                    f"Atom {i} ({self.atoms[i][0]}) has mass {found:.4f} amu in the System, the generator was made for "
-                    f"{mass:.4f} amu (hydrogen-mass repartitioning?). Build the System with the same masses or make a "
-                    "generator for this one."
+                    f"Atom {i} ({self.atoms[i][0]}) has mass {found:.4f} amu in the System, the generator was made "
+                    f"for {mass:.4f} amu (hydrogen-mass repartitioning?). Build the System with the same masses or "
+                    "make a generator for this one."
                 )
         expected = {(i, j): d for i, j, d in self.constraints}
         found_constraints = {(i, j): d for i, j, d in _constraints(system)}
@@ -196,8 +196,8 @@ class Molecule:
             for i, (found_charge, charge) in enumerate(zip(charges, self.charges, strict=True)):
                 if abs(found_charge - charge) > 1e-4:
                     raise ValueError(
-                        f"Atom {i} ({self.atoms[i][0]}) has charge {found_charge:.4f} e in the System, the generator was "
-                        f"made for {charge:.4f} e; use the same force field and protonation for both."
+                        f"Atom {i} ({self.atoms[i][0]}) has charge {found_charge:.4f} e in the System, the generator "
+                        f"was made for {charge:.4f} e; use the same force field and protonation for both."
                     )
 
     def _check_topology(self, topology: openmm.app.Topology) -> None:
@@ -208,8 +208,8 @@ class Molecule:
             found = None if atom.element is None else atom.element.symbol
             if (atom.name, found, atom.residue.name) != (name, symbol, self.residues[residue][0]):
                 raise ValueError(
-                    f"Atom {i} is {atom.residue.name}:{atom.name} ({found}) in the topology, the generator was made for "
-                    f"{self.residues[residue][0]}:{name} ({symbol}). The order of atoms must be the same."
+                    f"Atom {i} is {atom.residue.name}:{atom.name} ({found}) in the topology, the generator was made "
+                    f"for {self.residues[residue][0]}:{name} ({symbol}). The order of atoms must be the same."
                 )
         bonds = {frozenset((bond[0].index, bond[1].index)) for bond in topology.bonds()}
         expected = {frozenset(bond) for bond in self.bonds}

@@ -159,7 +159,9 @@ class ConstraintMetric(nn.Module):
             bonds = positions[:, outer] - positions[:, centres][:, :, None]
             bonds = bonds * (getattr(self, f"_ratio_{n}").sqrt()[..., None] / bonds.norm(dim=-1, keepdim=True))
             gram = bonds.transpose(-1, -2) @ bonds + torch.eye(3, dtype=bonds.dtype, device=bonds.device)
-            result = result + 0.5 * torch.linalg.cross(gram[..., 0], gram[..., 1]).mul(gram[..., 2]).sum(-1).log().sum(-1)
+            result = result + 0.5 * torch.linalg.cross(gram[..., 0], gram[..., 1]).mul(gram[..., 2]).sum(-1).log().sum(
+                -1
+            )
         for ends, signed_inverse_mass, diagonal in self._dense:
             ends = ends.to(positions.device)
             direction = positions[:, ends[:, 0]] - positions[:, ends[:, 1]]

@@ -100,7 +100,9 @@ class Features(nn.Module):
         raw, _ = self._unbound(internal)
         counts = (len(self.free_bonds), len(self.free_angles), len(self.linear_torsion_rows))
         self.mean.copy_(raw[0])
-        self.scale.copy_(torch.cat([torch.full((n,), s, dtype=torch.float64) for n, s in zip(counts, scales, strict=True)]))
+        self.scale.copy_(
+            torch.cat([torch.full((n,), s, dtype=torch.float64) for n, s in zip(counts, scales, strict=True)])
+        )
 
     def encode(self, internal: Internal) -> tuple[Tensor, Tensor, Tensor]:
         """Circular features in [-pi, pi), linear features, and ln |d features / d q|, shape (n,)."""
@@ -151,5 +153,5 @@ def _wrap(angle: Tensor) -> Tensor:
 
 
 def _log_sigmoid_slope(logit: Tensor) -> Tensor:
-    """ln of the derivative of the logistic function."""
+    """Ln of the derivative of the logistic function."""
     return nn.functional.logsigmoid(logit) + nn.functional.logsigmoid(-logit)

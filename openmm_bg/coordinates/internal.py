@@ -126,7 +126,7 @@ class InternalCoordinates(nn.Module):
 
     @staticmethod
     def log_jacobian(internal: Internal) -> Tensor:
-        """log J of dx = J dq modulo pose, shape (n,).
+        """Log J of dx = J dq modulo pose, shape (n,).
 
         log J = 2 ln b01 + 2 ln b12 + ln sin theta012 + sum_i (2 ln b_i + ln sin theta_i); the pose contributes the
         constant measure of positions and orientations, 8 pi^2 V.

@@ -26,7 +26,5 @@ def rotatable_torsions(zmatrix: ZMatrix, system: openmm.System) -> NDArray[np.bo
                 if periodicity == 2:
                     bond = frozenset((j, k))
                     barrier[bond] = barrier.get(bond, 0.0) + 2.0 * constant.value_in_unit(unit.kilojoule_per_mole)
-    planar = [
-        barrier.get(frozenset((int(p1), int(p2))), 0.0) > PLANAR_BARRIER for p1, p2, _ in zmatrix.references
-    ]
+    planar = [barrier.get(frozenset((int(p1), int(p2))), 0.0) > PLANAR_BARRIER for p1, p2, _ in zmatrix.references]
     return np.asarray(zmatrix.own_torsion & ~zmatrix.ring_torsion & ~np.array(planar, dtype=bool))

@@ -53,6 +53,7 @@ class ConditionalAffine(nn.Module):
             colouring.copy_(torch.linalg.cholesky(covariance))
 
     def forward(self, linear: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of latents, given the embedded torsions; shapes (d, n) and (n,) for ln |d features / d latent|."""
         parts = []
         log_det = linear.new_zeros(linear.shape[1])
         for group, (values, (shift, log_diagonal, below)) in enumerate(
@@ -67,6 +68,7 @@ class ConditionalAffine(nn.Module):
         return torch.cat(parts), log_det
 
     def inverse(self, linear: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of features, and ln |d latent / d features|."""
         parts = []
         log_det = linear.new_zeros(linear.shape[1])
         for group, (values, (shift, log_diagonal, below)) in enumerate(

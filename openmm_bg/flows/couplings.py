@@ -56,17 +56,21 @@ class CircularCoupling(nn.Module):
         )
         # the spline where nothing is known of the passive torsions
         self.marginal = nn.Parameter(torch.zeros(size, len(flat), 1))
-        self.shift = nn.Parameter((2.0 * torch.rand(len(flat), 1, generator=generator) - 1.0) * math.pi)
+        # fixed: a shift that is trained moves every later layer's wells at once and makes training unstable
+        self.register_buffer("shift", (2.0 * torch.rand(len(flat), 1, generator=generator) - 1.0) * math.pi)
 
     _active: Tensor
+    shift: Tensor
 
     def forward(self, torsions: Tensor) -> tuple[Tensor, Tensor]:
+        """Torsions of latents, shape (d, n), and ln |d torsions / d latent|, shape (n,)."""
         parameters = self.marginal + self.conditioner(circular_embedding(torsions))
         start = torsions.index_select(0, self._active)
         moved, log_slope = rational_quadratic(start, parameters, bound=math.pi, circular=True)
         return torsions.index_copy(0, self._active, _wrap(moved + self.shift)), log_slope.sum(0)
 
     def inverse(self, torsions: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of torsions, and ln |d latent / d torsions|."""
         parameters = self.marginal + self.conditioner(circular_embedding(torsions))
         start = _wrap(torsions.index_select(0, self._active) - self.shift)
         moved, log_slope = rational_quadratic(start, parameters, bound=math.pi, circular=True, inverse=True)
@@ -115,9 +119,11 @@ class LinearCoupling(nn.Module):
     _active: Tensor
 
     def forward(self, linear: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of latents, shape (d, n), given the embedded torsions, and ln |d features / d latent|."""
         return self._spline(linear, embedded, inverse=False)
 
     def inverse(self, linear: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of features, and ln |d latent / d features|."""
         return self._spline(linear, embedded, inverse=True)
 
     def _spline(self, linear: Tensor, embedded: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

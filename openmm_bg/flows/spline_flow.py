@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +66,7 @@ class SplineFlow(nn.Module):
         Seed of the initial weights.
     """
 
-    def __init__(
-        self, torsion_places: list[int], linear_places: list[int], config: FlowConfig, seed: int = 0
-    ) -> None:
+    def __init__(self, torsion_places: list[int], linear_places: list[int], config: FlowConfig, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.config = config
@@ -100,7 +99,9 @@ class SplineFlow(nn.Module):
                     generator,
                 )
             )
-        self.affine = ConditionalAffine([len(group) for group in groups], near_torsions, config.affine_hidden, generator)
+        self.affine = ConditionalAffine(
+            [len(group) for group in groups], near_torsions, config.affine_hidden, generator
+        )
 
     _order: Tensor
     _rank: Tensor
@@ -143,13 +144,25 @@ class SplineFlow(nn.Module):
         if self.n_linear:
             embedded = circular_embedding(torsions)
             linear, log_det = self.affine.inverse(linear, embedded)
-            for layer in reversed(self.linear_layers):
+            for layer in reversed(list(self.linear_layers)):
+                assert isinstance(layer, LinearCoupling)
                 linear, change = layer.inverse(linear, embedded)
                 log_det = log_det + change
-        for layer in reversed(self.torsion_layers):
+        torsions, change = self._invert_torsions(torsions)
+        return torch.cat([torsions, linear]).T, log_det + change
+
+    def torsion_log_prob(self, torsions: Tensor) -> Tensor:
+        """Log of the marginal density of the torsions, shape (n, n_circular) to (n,)."""
+        _, log_det = self._invert_torsions(torsions.T.contiguous())
+        return log_det - self.n_circular * math.log(2.0 * math.pi)
+
+    def _invert_torsions(self, torsions: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = torsions.new_zeros(torsions.shape[1])
+        for layer in reversed(list(self.torsion_layers)):
+            assert isinstance(layer, CircularCoupling)
             torsions, change = layer.inverse(torsions)
             log_det = log_det + change
-        return torch.cat([torsions, linear]).T, log_det
+        return torsions, log_det
 
     def base_log_prob(self, latent: Tensor) -> Tensor:
         """Log density of the base: uniform on circles, standard normal otherwise."""
@@ -180,7 +193,7 @@ def _contiguous_groups(places: list[int], size: int) -> list[list[int]]:
     order = sorted(range(len(places)), key=lambda i: (places[i], i))
     n_groups = max(1, math.ceil(len(order) / size))
     bounds = [round(k * len(order) / n_groups) for k in range(n_groups + 1)]
-    return [order[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [order[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _reach(places: list[int]) -> tuple[int, int]:

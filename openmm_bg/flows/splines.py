@@ -1,4 +1,6 @@
-"""Monotone rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032; circular: Rezende et al. 2020, 2002.02428).
+"""Monotone rational-quadratic splines on a line and on a circle.
+
+Durkan et al. 2019, arXiv 1906.04032; circular: Rezende et al. 2020, arXiv 2002.02428.
 
 A spline maps [-bound, bound] onto itself. On the line it continues with slope 1 outside; on the circle the slopes at
 both ends are equal and bound = pi.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
@@ -38,6 +39,8 @@ class SystemPotential:
 
     Attributes
     ----------
+    system : openmm.System
+        A copy of the System.
     n_evaluations : int
         Configurations that were handed to OpenMM so far.
     n_failures : int
@@ -65,6 +68,7 @@ class SystemPotential:
         n_workers: int | None = None,
     ) -> None:
         _check_arguments(system, topology, backend, n_workers)
+        self.system = copy.deepcopy(system)
         self.n_atoms: int = system.getNumParticles()
         self.n_evaluations = 0
         self.n_failures = 0

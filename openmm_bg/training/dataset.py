@@ -1,0 +1,126 @@
+"""Training data as features of a generator, with a part of the time held out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmm_bg.coordinates.internal import Internal
+from openmm_bg.density import FloatArray
+from openmm_bg.generator import BoltzmannGenerator
+from openmm_bg.training.data import TrajectoryData, load_trajectory
+
+MINIMUM_FRAMES = 20
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Frames as features, split by blocks of time.
+
+    Attributes
+    ----------
+    positions : ndarray, shape (n, n_atoms, 3), nm
+        All frames that are used.
+    circular, linear : Tensor, shapes (n, n_circular), (n, n_linear), float32
+    weights : Tensor, shape (n,)
+        Positive, of mean one.
+    train, validation : Tensor of int64
+        Rows to learn from, rows held out.
+    temperature : float or None
+        Temperature (K) the frames were made at, if known.
+    warnings : list of str
+    """
+
+    positions: FloatArray
+    circular: Tensor
+    linear: Tensor
+    weights: Tensor
+    train: Tensor
+    validation: Tensor
+    temperature: float | None
+    warnings: list[str]
+
+
+def prepare(
+    generator: BoltzmannGenerator, source: Any, weights: FloatArray | None, validation_fraction: float
+) -> Dataset:
+    """Load frames, centre and scale the generator's features on them, and hold out blocks of time.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        Its features and whitening are set from the frames.
+    source
+        Whatever `load_trajectory` takes.
+    weights : ndarray or None
+        One weight per frame, chain after chain.
+    validation_fraction : float
+        Share of each chain that is held out, as five blocks spread over it; in [0, 0.5].
+
+    Raises
+    ------
+    ValueError
+        If there are too few frames, they belong to another molecule, or an argument is out of range.
+    """
+    if not 0.0 <= validation_fraction <= 0.5:
+        raise ValueError(f"validation_fraction is {validation_fraction}; expected a number from 0 to 0.5.")
+    chains = load_trajectory(source, generator.topology)
+    temperature = source.temperature if isinstance(source, TrajectoryData) else None
+    n_chains, n_frames = chains.shape[:2]
+    positions = chains.reshape(-1, *chains.shape[2:])
+    if len(positions) < MINIMUM_FRAMES:
+        raise ValueError(
+            f"The trajectory has {len(positions)} frames; at least {MINIMUM_FRAMES} are needed, thousands help."
+        )
+    frame_weights = np.ones(len(positions)) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
+    if frame_weights.shape != (len(positions),) or not (frame_weights >= 0).all() or not frame_weights.sum() > 0:
+        raise ValueError(
+            f"There are {frame_weights.size} weights for {len(positions)} frames; expected one finite weight >= 0 for "
+            "each, not all zero."
+        )
+    held_out = np.tile(_held_out(n_frames, validation_fraction), n_chains)
+    internal = generator.coordinates.to_internal(torch.as_tensor(positions))
+    kept, warnings = _regular(generator, internal)
+    internal = Internal(*(value[kept] for value in internal))
+    generator.features.standardise(internal)
+    circular, linear, _ = generator.features.encode(internal)
+    generator.flow.standardise(linear)
+    used = kept.numpy()
+    rows = torch.as_tensor(held_out[used])
+    return Dataset(
+        positions=positions[used],
+        circular=circular.float(),
+        linear=linear.float(),
+        weights=torch.as_tensor(frame_weights[used] / frame_weights[used].mean(), dtype=torch.float32),
+        train=torch.nonzero(~rows)[:, 0],
+        validation=torch.nonzero(rows)[:, 0],
+        temperature=temperature,
+        warnings=warnings,
+    )
+
+
+def _held_out(n_frames: int, fraction: float) -> np.ndarray:
+    """Mask of five blocks, evenly spread over a chain."""
+    n_blocks = 5
+    place = (np.arange(n_frames) / n_frames * n_blocks) % 1.0
+    return np.asarray((place > 0.5 - fraction / 2) & (place < 0.5 + fraction / 2))
+
+
+def _regular(generator: BoltzmannGenerator, internal: Internal) -> tuple[Tensor, list[str]]:
+    """Frames whose narrow torsions are within 90 degrees of their circular median; and what to tell the user."""
+    torsions = internal.torsions[:, torch.as_tensor(generator.features.linear_torsion_rows)]
+    centre = torch.atan2(torsions.sin().median(0).values, torsions.cos().median(0).values)
+    offset = torch.remainder(torsions - centre + math.pi, 2.0 * math.pi) - math.pi
+    regular = (offset.abs() < 0.5 * math.pi).all(1)
+    dropped = int((~regular).sum())
+    if not dropped:
+        return regular, []
+    return regular, [
+        f"{dropped} of {len(regular)} frames are left out: a cis peptide bond, a mirrored centre or another rare form "
+        "of a torsion that the generator holds rigid. The generator does not propose such forms."
+    ]

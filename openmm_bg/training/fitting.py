@@ -1,0 +1,178 @@
+"""`fit` to a trajectory, or `train` with energies too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from openmm_bg.density import FloatArray
+from openmm_bg.generator import BoltzmannGenerator
+from openmm_bg.potentials import SystemPotential
+from openmm_bg.training.dataset import prepare
+from openmm_bg.training.history import TrainingHistory
+from openmm_bg.training.progress import show_progress
+from openmm_bg.training.simulate import simulate
+from openmm_bg.training.stages import Stage, default_stages
+from openmm_bg.training.trainer import Trainer
+
+HOT = 700.0  # K; above 800 K peptide bonds turn cis within a nanosecond
+HOT_STEPS, HOT_STRIDE = 600_000, 50
+
+
+def fit(
+    generator: BoltzmannGenerator,
+    trajectory: Any,
+    *,
+    weights: FloatArray | None = None,
+    max_steps: int | None = None,
+    max_seconds: float | None = None,
+    validation_fraction: float = 0.1,
+    folder: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> TrainingHistory:
+    """Fit a generator to a trajectory by maximum likelihood.
+
+    -E_data[log p] is minimised; a part of each chain, in blocks of time, is held out, and training stops when its
+    likelihood no longer rises.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        Changed in place.
+    trajectory : path or list of paths, mdtraj.Trajectory, ndarray or TrajectoryData
+        Frames of the generator's molecule; ndarrays of shape (n, n_atoms, 3) or (n_chains, n, n_atoms, 3) in nm.
+    weights : ndarray, shape (n,), optional
+        Weights of the frames.
+    max_steps : int, optional
+        Gradient steps, 2000 by default.
+    max_seconds : float, optional
+        Wall time.
+    validation_fraction : float
+        Share of each chain that is held out.
+    folder : path, optional
+        Where a checkpoint is kept; a run that was interrupted (Ctrl-C) goes on from there.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    TrainingHistory
+
+    Raises
+    ------
+    ValueError
+        If the frames are empty, of another molecule or not finite, or an argument is out of range.
+    OSError
+        If the folder cannot be written.
+    """
+    dataset = prepare(generator, trajectory, weights, validation_fraction)
+    stages = (Stage("data", max_steps or 2000, nll=1.0, batch_size=512, patience=6, learning_rate=(1e-3, 1e-4)),)
+    with show_progress(progress) as report:
+        return Trainer(
+            generator,
+            None,
+            dataset,
+            stages,
+            max_seconds=max_seconds,
+            max_evaluations=None,
+            folder=None if folder is None else Path(folder),
+            seed=generator._seed,
+            report=report,
+        ).run()
+
+
+def train(
+    generator: BoltzmannGenerator,
+    potential: SystemPotential,
+    *,
+    data: Any = None,
+    stages: Sequence[Stage] | None = None,
+    max_evaluations: int | None = None,
+    max_seconds: float | None = None,
+    folder: str | PathLike[str] | None = None,
+    seed: int | None = None,
+    progress: bool | Callable[[dict[str, Any]], None] = True,
+) -> TrainingHistory:
+    """Train a generator for the ensemble of its molecule at its temperature.
+
+    The default recipe learns data made at a high temperature, cools the generator to its own temperature by reverse
+    KL, and refines it there, with its own importance-resampled torsions as a guard against lost basins.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        Changed in place.
+    potential : SystemPotential
+        Energies of the same molecule.
+    data : as for `fit`, optional
+        TrajectoryData carries the temperature it was made at; other frames are taken to be at the generator's. None:
+        molecular dynamics at 700 K from the reference structure that `from_system` was given.
+    stages : sequence of Stage, optional
+        The recipe; `default_stages()` by default.
+    max_evaluations : int, optional
+        Energy evaluations of training.
+    max_seconds : float, optional
+        Wall time of training, the dynamics that makes the data not included.
+    folder : path, optional
+        Where data and checkpoints are kept; a run that was interrupted (Ctrl-C) goes on from there.
+    seed : int, optional
+        The generator's own by default.
+    progress : bool or callable
+        Whether to show a progress bar; or called with a dict after every logged step.
+
+    Returns
+    -------
+    TrainingHistory
+
+    Raises
+    ------
+    ValueError
+        If data are needed and there is neither data nor a reference structure, if data or potential belong to
+        another molecule, or if the folder holds another run.
+    OSError
+        If the folder cannot be written.
+    """
+    if potential.n_atoms != generator.n_atoms:
+        raise ValueError(
+            f"The potential is of {potential.n_atoms} atoms, the generator of {generator.n_atoms}; make both from the "
+            "same System."
+        )
+    generator.check(potential.system)
+    seed = generator._seed if seed is None else seed
+    root = None if folder is None else Path(folder)
+    if data is None:
+        data = _hot_dynamics(generator, potential, root, seed)
+    dataset = prepare(generator, data, None, 0.1)
+    recipe = default_stages() if stages is None else tuple(stages)
+    with show_progress(progress) as report:
+        return Trainer(
+            generator,
+            potential,
+            dataset,
+            recipe,
+            max_seconds=max_seconds,
+            max_evaluations=max_evaluations,
+            folder=root,
+            seed=seed,
+            report=report,
+        ).run()
+
+
+def _hot_dynamics(generator: BoltzmannGenerator, potential: SystemPotential, root: Path | None, seed: int) -> Any:
+    reference = generator.molecule.reference_positions()
+    if reference is None:
+        raise ValueError(
+            "There are no data to train on and no structure to start molecular dynamics from: pass data=..., or build "
+            "the generator with from_system(..., positions=...)."
+        )
+    return simulate(
+        (potential.system, reference),
+        HOT,
+        n_steps=HOT_STEPS,
+        stride=HOT_STRIDE,
+        minimized=True,
+        seed=seed,
+        folder=None if root is None else root / "dynamics",
+    )

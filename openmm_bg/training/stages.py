@@ -1,0 +1,88 @@
+"""Stages of training: which losses, at which temperature, for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Temperature = float | Literal["data"] | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with fixed losses.
+
+    Attributes
+    ----------
+    name : str
+        How the history and the progress bar call it.
+    steps : int
+        Gradient steps.
+    nll : float
+        Weight of the negative log-likelihood of the data, at the data's own temperature.
+    reverse_kl : float
+        Weight of E_p[log p - log pi] of fresh samples (their energies and forces are evaluated).
+    reweighted : float
+        Weight of the negative log-likelihood of the torsions of the generator's own samples, resampled by their
+        importance weights at the current temperature. It keeps the populations of wells that reverse KL alone would
+        starve. Drawn anew every `refresh` steps and left out while their effective sample size is below `minimum_ess`.
+    temperature : tuple of two of {float, "data", None}
+        Temperatures (K) at which the energy losses start and end, reached at three quarters of the stage, 1/T linear;
+        "data" is that of the data, None the generator's.
+    learning_rate : tuple of (float, float)
+        At the start and at the end; a cosine between them.
+    batch_size : int
+        Samples of each loss in each step.
+    refresh, pool_size : int
+        Steps between draws of the resampled pool, and its size before resampling.
+    minimum_ess : float
+        Fraction of the pool.
+    patience : int or None
+        With a held-out part of the data: stop after so many evaluations of the validation loss without a new minimum,
+        and return to it.
+    """
+
+    name: str
+    steps: int
+    nll: float = 0.0
+    reverse_kl: float = 0.0
+    reweighted: float = 0.0
+    temperature: tuple[Temperature, Temperature] = (None, None)
+    learning_rate: tuple[float, float] = (2e-3, 2e-3)
+    batch_size: int = 256
+    refresh: int = 100
+    pool_size: int = 8192
+    minimum_ess: float = 0.1
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2 or self.refresh < 1 or self.pool_size < 2:
+            raise ValueError(f"Stage {self.name!r}: steps and refresh must be positive, batch and pool at least 2.")
+        if min(self.nll, self.reverse_kl, self.reweighted) < 0.0 or self.nll + self.reverse_kl + self.reweighted == 0.0:
+            raise ValueError(f"Stage {self.name!r}: give at least one loss a positive weight, and none a negative one.")
+        if any(t is not None and t != "data" and not t > 0.0 for t in self.temperature):
+            raise ValueError(f"Stage {self.name!r}: temperatures {self.temperature} K must be positive.")
+
+    @property
+    def needs_energies(self) -> bool:
+        """Whether a loss evaluates the potential energy."""
+        return self.reverse_kl > 0.0 or self.reweighted > 0.0
+
+
+def default_stages(scale: float = 1.0) -> tuple[Stage, ...]:
+    """The default recipe: learn hot data, cool down by reverse KL, refine with resampled samples as a guard.
+
+    Parameters
+    ----------
+    scale : float
+        Multiplies the number of steps of each stage.
+    """
+
+    def steps(n: int) -> int:
+        return max(1, round(n * scale))
+
+    return (
+        Stage("data", steps(200), nll=1.0, batch_size=512, patience=4),
+        Stage("cooling", steps(800), reverse_kl=1.0, temperature=("data", None), learning_rate=(1e-3, 1e-3)),
+        Stage("refinement", steps(2200), reverse_kl=1.0, reweighted=0.5, learning_rate=(1e-3, 3e-5)),
+    )
