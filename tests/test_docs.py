@@ -22,7 +22,12 @@ QUICK = {
     r"n_iterations=\d+": "n_iterations=2",
     r"\.sample\([\d_]+": ".sample(500",
 }
-HAVE_QUICK = ("demo", "simulate", "train", "sample")
+QUICK_OPTIONS = {
+    "demo": ["--quick"],
+    "simulate": ["--quick", "--seconds", "2"],
+    "train": ["--quick", "--seconds", "4"],
+    "sample": ["--quick", "--seconds", "2"],
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -70,8 +75,8 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
         if words in done:
             continue
         done.append(words)
-        arguments = [*words[1:], "--quick"] if words[1] in HAVE_QUICK else words[1:]
-        ran = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        command = [program, *words[1:], *QUICK_OPTIONS.get(words[1], [])]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, f"{shlex.join(words)} failed:\n{ran.stdout}\n{ran.stderr}"
     assert {words[1] for words in done} == {"demo", "simulate", "train", "sample", "report", "info"}
 
