@@ -63,6 +63,18 @@ def test_python_blocks_run_in_order(
         exec(compile(quick(code), f"{page.name}, Python block {number}", "exec"), namespace)
 
 
+def test_stored_replica_exchange_resumes_in_another_process(ala2_generator_file: Path, tmp_path: Path) -> None:
+    shutil.copy(ala2_generator_file, tmp_path / "ala2.bg")
+    codes = [quick(code) for code in blocks(ROOT / "docs" / "add_to_your_script.md", "python")]
+    resume = next(number for number, code in enumerate(codes) if "from_storage" in code)
+    for script in ("\n".join(codes[:resume]), codes[resume]):
+        script += "\nprint('iteration', sampler.iteration)"
+        command = [sys.executable, "-c", script]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+    assert "iteration 6" in ran.stdout
+
+
 def test_every_quick_setting_is_used() -> None:
     code = "\n".join(block for page in PAGES for block in blocks(page, "python"))
     assert [pattern for pattern in QUICK if not re.search(pattern, code)] == []
