@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from openmm_bg.flows.conditioner import LocalConditioner
 from openmm_bg.flows.couplings import embedding_rows
@@ -77,7 +80,7 @@ class ConditionalAffine(nn.Module):
             mean, colouring = self._fixed(group)
             rows, columns = getattr(self, f"_below_{group}")
             white = torch.linalg.solve_triangular(colouring, values - mean, upper=False) - shift
-            parts.append(_solve(log_diagonal.exp(), below, rows, columns, white))
+            parts.append(_Solve.apply(log_diagonal.exp(), below, white, rows, columns))
             log_det = log_det - log_diagonal.sum(0) - colouring.diagonal().log().sum()
         return torch.cat(parts), log_det
 
@@ -93,10 +96,28 @@ class ConditionalAffine(nn.Module):
         return getattr(self, f"mean_{group}"), getattr(self, f"colouring_{group}")
 
 
-def _solve(diagonal: Tensor, below: Tensor, rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
-    """Solve Lambda g = target for each configuration; shapes (k, n), Lambda given by its entries."""
-    k, n = target.shape
-    places = torch.cat([torch.arange(k, device=rows.device) * (k + 1), rows * k + columns])
-    entries = torch.cat([diagonal, below])
-    matrix = entries.new_zeros(k * k, n).index_copy(0, places, entries).T.unflatten(1, (k, k))
-    return torch.linalg.solve_triangular(matrix, target.T[..., None], upper=False)[..., 0].T
+class _Solve(torch.autograd.Function):
+    """Solve Lambda g = target for each configuration; shapes (k, n), Lambda given by its entries.
+
+    The gradient is written out because autograd's own fills a k x k matrix for each configuration.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, diagonal: Tensor, below: Tensor, target: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        k, n = target.shape
+        places = torch.cat([torch.arange(k, device=rows.device) * (k + 1), rows * k + columns])
+        entries = torch.cat([diagonal, below])
+        matrix = entries.new_zeros(k * k, n).index_copy(0, places, entries).T.contiguous().unflatten(1, (k, k))
+        solved = torch.linalg.solve_triangular(matrix, target.T[..., None], upper=False)[..., 0].T
+        ctx.save_for_backward(matrix, solved, rows, columns)
+        return solved
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        matrix, solved, rows, columns = ctx.saved_tensors
+        adjoint = torch.linalg.solve_triangular(matrix.mT, grad.T[..., None], upper=True)[..., 0].T.contiguous()
+        below = -adjoint.index_select(0, rows) * solved.index_select(0, columns)
+        return -adjoint * solved, below, adjoint, None, None

@@ -38,8 +38,8 @@ class FlowConfig:
         Largest number of torsions that share one conditioner.
     """
 
-    torsion_layers: int = 6
-    torsion_bins: int = 12
+    torsion_layers: int = 4
+    torsion_bins: int = 16
     torsion_hidden: int = 64
     linear_layers: int = 2
     linear_bins: int = 8

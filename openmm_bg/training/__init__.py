@@ -1,7 +1,7 @@
 """Training of Boltzmann generators: data, losses, stages and the loop that runs them."""
 
+from openmm_bg.training.fitting import fit, train
 from openmm_bg.training.history import TrainingHistory
 from openmm_bg.training.stages import Stage, default_stages
-from openmm_bg.training.fitting import fit, train
 
 __all__ = ["Stage", "TrainingHistory", "default_stages", "fit", "train"]

@@ -33,8 +33,8 @@ class EnergyCap:
         In units of kT.
     """
 
-    start: float = 150.0
-    width: float = 50.0
+    start: float = 40.0
+    width: float = 10.0
 
     def __call__(self, reduced_energy: Tensor, mean: float) -> Tensor:
         """Regularised reduced energies, given the mean of the data's; shape (n,) to (n,)."""

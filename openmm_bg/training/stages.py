@@ -82,7 +82,7 @@ def default_stages(scale: float = 1.0) -> tuple[Stage, ...]:
         return max(1, round(n * scale))
 
     return (
-        Stage("data", steps(200), nll=1.0, batch_size=512, patience=4),
-        Stage("cooling", steps(800), reverse_kl=1.0, temperature=("data", None), learning_rate=(1e-3, 1e-3)),
-        Stage("refinement", steps(2200), reverse_kl=1.0, reweighted=0.5, learning_rate=(1e-3, 3e-5)),
+        Stage("data", steps(100), nll=1.0, batch_size=512, patience=2),
+        Stage("cooling", steps(600), reverse_kl=1.0, temperature=("data", None), learning_rate=(1e-3, 1e-3)),
+        Stage("refinement", steps(3000), reverse_kl=1.0, reweighted=0.5, learning_rate=(1e-3, 3e-5)),
     )
