@@ -112,7 +112,7 @@ class BoltzmannGenerator:
             raise ValueError(f"The temperature is {kelvin} K; it must be positive.")
         molecule = Molecule.from_openmm(system, topology)
         zmatrix = build_zmatrix(topology)
-        rotatable = np.flatnonzero(rotatable_torsions(zmatrix, system)).tolist()
+        rotatable = np.flatnonzero(rotatable_torsions(zmatrix, system, topology)).tolist()
         if flow == "spline":
             config = default_config(molecule.n_atoms)
         elif isinstance(flow, FlowConfig):

@@ -107,7 +107,10 @@ def _choose_seed(topology: openmm.app.Topology, graph: nx.Graph) -> tuple[int, i
     if backbones:
         return min(backbones, key=lambda triple: (eccentricity[triple[1]], triple[1]))
     mass = [atom.element.mass._value if atom.element is not None else 0.0 for atom in topology.atoms()]
-    centres = [atom for atom in graph if graph.degree(atom) >= 2]
+    symbols = [None if atom.element is None else atom.element.symbol for atom in topology.atoms()]
+    inner = [atom for atom in graph if graph.degree(atom) >= 2]
+    # a carbon with two neighbours (alkyne, nitrile) is linear: the frame at it would be degenerate
+    centres = [atom for atom in inner if symbols[atom] != "C" or graph.degree(atom) > 2] or inner
     heavy = [atom for atom in centres if sum(mass[n] > 2.0 for n in graph[atom]) >= 2] or centres
     a1 = min(heavy, key=lambda atom: (eccentricity[atom], atom))
     a0, a2 = sorted(graph[a1], key=lambda atom: (-min(mass[atom], 2.0), -graph.degree(atom), -mass[atom], atom))[:2]
