@@ -20,28 +20,10 @@ from openmm_bg.coordinates.rotatable import rotatable_torsions
 from openmm_bg.coordinates.zmatrix import bond_graph
 from openmm_bg.systems import MolecularSystem, peptide
 
-RESIDUES = [
-    "ALA",
-    "ARG",
-    "ASN",
-    "ASP",
-    "CYS",
-    "GLN",
-    "GLU",
-    "GLY",
-    "HIS",
-    "ILE",
-    "LEU",
-    "LYS",
-    "MET",
-    "PHE",
-    "PRO",
-    "SER",
-    "THR",
-    "TRP",
-    "TYR",
-    "VAL",
-]
+RESIDUES = (
+    *("ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE"),
+    *("LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL"),
+)
 VACUUM = app.ForceField("amber99sbildn.xml")
 TOLERANCE = 1e-9  # nm
 

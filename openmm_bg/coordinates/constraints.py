@@ -152,7 +152,7 @@ class ConstraintMetric(nn.Module):
         self.log_constant = 0.5 * constant
 
     def forward(self, positions: Tensor) -> Tensor:
-        """1/2 ln det Z of positions in nm, shape (n, n_atoms, 3) to (n,); masses in amu."""
+        """1/2 ln det Z of positions in nm, shape (n, n_atoms, 3) to (n,), masses in amu; NaN where Z is singular."""
         result = torch.full((len(positions),), self.log_constant, dtype=positions.dtype, device=positions.device)
         for n in self._stars:
             centres, outer = getattr(self, f"_centres_{n}"), getattr(self, f"_outer_{n}")
@@ -168,7 +168,10 @@ class ConstraintMetric(nn.Module):
             direction = direction / direction.norm(dim=-1, keepdim=True)
             z = (direction @ direction.transpose(-1, -2)) * signed_inverse_mass.to(positions.device)
             z = z + torch.diag(diagonal.to(positions.device))
-            result = result + torch.linalg.cholesky(z).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            # a degenerate or NaN configuration must not end the batch that it is in
+            factor, failed = torch.linalg.cholesky_ex(z)
+            half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            result = result + torch.where(failed > 0, torch.nan, half_log_det)
         return result
 
 
