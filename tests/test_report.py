@@ -170,6 +170,22 @@ def chain_rest(chain: Chain) -> tuple[np.ndarray, ...]:
     return chain.energy, chain.proposed, chain.accepted, chain.seconds, chain.last_positions
 
 
+def test_molecule_without_backbone_is_judged_by_its_energies(tmp_path, alanine):
+    folder = write_run(tmp_path / "organic", alanine)
+    for path, record in ((folder.chain_file, Chain), (folder.langevin_file, Chain)):
+        chain = record.load(path)
+        nothing = np.empty((len(chain), 0))
+        Chain(nothing, nothing, *chain_rest(chain)).save(path)
+    samples = GeneratorSamples.load(folder.generator_samples_file)
+    nothing = np.empty((len(samples), 0))
+    GeneratorSamples(nothing, nothing, samples.energy, samples.log_weights).save(folder.generator_samples_file)
+    write_report(folder.path)
+    assert summary(folder)["verdict"] == "believe with care"
+    assert summary(folder)["phi_positive_population"] == {}
+    assert "mean energies agree" in folder.report_file.read_text()
+    assert 'id="surfaces"' not in folder.report_file.read_text()
+
+
 def test_names_from_outside_are_escaped(tmp_path):
     folder = RunFolder.create(tmp_path / "name")
     folder.update_settings({"name": "<script>alert(1)</script>"})

@@ -79,8 +79,11 @@ def effective_sample_size(series: ArrayLike) -> float:
 def block_length(series: ArrayLike) -> int:
     """Return a block length for the bootstrap of a chain: five statistical inefficiencies, at most a tenth of it."""
     values = _checked_series(series)
-    wanted = math.ceil(_BLOCKS_IN_INEFFICIENCIES * statistical_inefficiency(values))
-    return max(1, min(wanted, len(values) // _MINIMUM_BLOCKS))
+    return _block_length(len(values), statistical_inefficiency(values))
+
+
+def _block_length(n_samples: int, inefficiency: float) -> int:
+    return max(1, min(math.ceil(_BLOCKS_IN_INEFFICIENCIES * inefficiency), n_samples // _MINIMUM_BLOCKS))
 
 
 def resample_multiplicities(
@@ -103,14 +106,21 @@ def resample_multiplicities(
     ------
     ndarray, shape (n_samples,), int64
     """
+    for starts in _block_starts(n_samples, length, n_resamples, rng):
+        counts = np.bincount(starts, minlength=n_samples)
+        running = np.cumsum(np.concatenate([counts, counts]))
+        yield running[n_samples:] - running[n_samples - length : 2 * n_samples - length]
+
+
+def _block_starts(
+    n_samples: int, length: int, n_resamples: int, rng: np.random.Generator | int | None
+) -> Iterator[NDArray[np.int64]]:
+    """First samples of the blocks of each resample."""
     if not 1 <= length <= n_samples:
         raise ValueError(f"a block of {length} samples was asked of a chain of {n_samples}; give 1 to {n_samples}")
     generator = np.random.default_rng(rng)
-    n_blocks = math.ceil(n_samples / length)
     for _ in range(n_resamples):
-        starts = np.bincount(generator.integers(n_samples, size=n_blocks), minlength=n_samples)
-        running = np.cumsum(np.concatenate([starts, starts]))
-        yield running[n_samples:] - running[n_samples - length : 2 * n_samples - length]
+        yield generator.integers(n_samples, size=math.ceil(n_samples / length))
 
 
 def bootstrap_means(
@@ -142,12 +152,15 @@ def bootstrap_means(
     w = np.ones(n_samples) if weights is None else np.asarray(weights, dtype=np.float64)
     if w.shape != (n_samples,):
         raise ValueError(f"weights of shape {w.shape} were given for {n_samples} samples; give one for each")
-    weighted = w[:, None] * observables.reshape(n_samples, -1)
-    replicates = np.full((n_resamples, weighted.shape[1]), np.nan)
-    for index, counts in enumerate(resample_multiplicities(n_samples, length, n_resamples, rng)):
-        total = counts @ w
+    # Sums over the circular block that begins at each sample; a resample is a choice of blocks.
+    terms = np.column_stack([w, w[:, None] * observables.reshape(n_samples, -1)])
+    running = np.cumsum(np.concatenate([np.zeros_like(terms[:1]), terms, terms[: length - 1]]), axis=0)
+    blocks = running[length:] - running[:-length] if length > 1 else terms
+    replicates = np.full((n_resamples, terms.shape[1] - 1), np.nan)
+    for index, starts in enumerate(_block_starts(n_samples, length, n_resamples, rng)):
+        total, *sums = blocks[starts].sum(axis=0)
         if total > 0.0:
-            replicates[index] = counts @ weighted / total
+            replicates[index] = np.array(sums) / total
     return replicates.reshape(n_resamples, *observables.shape[1:])
 
 
@@ -170,8 +183,9 @@ def chain_mean(series: ArrayLike, *, length: int | None = None, rng: np.random.G
     values = _checked_series(series)
     if np.all(values == values[0]):
         return Estimate(float(values[0]), math.nan, 1.0)
-    blocks = block_length(values) if length is None else length
-    n_effective = effective_sample_size(values) if length is None else len(values) / length
+    inefficiency = statistical_inefficiency(values) if length is None else float(length)
+    blocks = _block_length(len(values), inefficiency) if length is None else length
+    n_effective = len(values) / inefficiency
     by_blocks = float(bootstrap_means(values, length=blocks, rng=rng).std(ddof=1))
     by_inefficiency = float(values.std()) / math.sqrt(n_effective) if length is None else 0.0
     return Estimate(float(values.mean()), max(by_blocks, by_inefficiency), n_effective)

@@ -56,7 +56,7 @@ class SampleOptions:
 def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> None:
     """Run what is asked for, continuing what is there.
 
-    Two chains that share no GPU run side by side, one core each; else one after the other.
+    Two chains that share no GPU run side by side, each on half of the cores; else one after the other.
     """
     molecule = folder.read_system()
     _check_same_generator(folder, load_generator(folder))
@@ -68,13 +68,14 @@ def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> Non
         _chains_side_by_side(folder, options, platform)
     else:
         if part in ("all", "chain"):
-            _chain(folder, options, platform)
+            with folder.timed("sample"):
+                _chain(folder, options, platform)
         if part in ("all", "langevin"):
-            with progress_bar("Langevin alone") as report:
-                record = run_langevin(folder.path, options, platform, report)
-            folder.update_phase("langevin", **record)
+            with folder.timed("langevin"), progress_bar("Langevin alone") as report:
+                folder.update_phase("langevin", **run_langevin(folder.path, options, platform, report))
     if part in ("all", "generator"):
-        _generator_samples(folder, options)
+        with folder.timed("reweight"):
+            _generator_samples(folder, options)
 
 
 def load_generator(folder: RunFolder) -> BoltzmannGenerator:
@@ -108,21 +109,23 @@ def run_langevin(path: Path, options: SampleOptions, platform: PlatformChoice, r
         folder.read_system(), dynamics(folder), folder.langevin_file, seconds=options.seconds, platform=platform,
         seed=options.seed + 1, report=report,
     )  # fmt: skip
-    return {"finished": True, "seconds": _seconds(folder.langevin_file), "platform": platform.name, **record}
+    return {"finished": True, "platform": platform.name, **record}
 
 
 def _chains_side_by_side(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(n_cores() // 2)
     context = get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(1, context, side_process.prepare, (stop,)) as pool:
+    with folder.timed("sample"), ProcessPoolExecutor(1, context, side_process.prepare, (stop,)) as pool:
         alone = pool.submit(side_process.langevin, folder.path, options, platform)
         try:
             _chain(folder, options, platform)
         except BaseException:
             stop.set()
             raise
-        folder.update_phase("langevin", **alone.result(), concurrent_with="sample")
+        record = alone.result()
+        seconds = float(Chain.load(folder.langevin_file).seconds[-1])
+        folder.update_phase("langevin", **record, seconds=seconds, concurrent_with="sample")
 
 
 def _chain(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -> None:
@@ -134,7 +137,7 @@ def _chain(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) 
             platform=platform, n_proposals=options.n_proposals, n_steps=options.n_steps, seed=options.seed,
             report=report,
         )  # fmt: skip
-    folder.update_phase("sample", finished=True, seconds=_seconds(folder.chain_file), platform=platform.name, **record)
+    folder.update_phase("sample", finished=True, platform=platform.name, **record)
     folder.update_settings({"platform": platform.name})
     fraction = record["n_accepted"] / record["n_proposed"]
     folder.update_summary({"fraction_accepted": fraction, "platform": platform.name})
@@ -167,8 +170,7 @@ def _generator_samples(folder: RunFolder, options: SampleOptions) -> None:
         phi, psi = ramachandran_angles(samples.positions, backbone_pairs(molecule.topology))
         GeneratorSamples(phi, psi, weights.energies, weights.log_weights).save(folder.generator_samples_file)
         folder.update_phase(
-            "reweight", finished=True, seconds=time.perf_counter() - started, n_evaluations=potential.n_evaluations,
-            platform=potential.platform_name,
+            "reweight", finished=True, n_evaluations=potential.n_evaluations, platform=potential.platform_name
         )  # fmt: skip
     folder.update_summary({"ess_fraction": weights.ess_fraction, "pareto_k": weights.pareto_k})
     say(f"ESS / N {weights.ess_fraction:.1%} of {len(weights):,} samples, Pareto k {weights.pareto_k:.2f}")
@@ -177,7 +179,3 @@ def _generator_samples(folder: RunFolder, options: SampleOptions) -> None:
 def _to_gpu(generator: BoltzmannGenerator, platform: PlatformChoice) -> None:
     if platform.name == "CUDA" and torch.cuda.is_available():
         generator.to("cuda")
-
-
-def _seconds(path: Path) -> float:
-    return float(Chain.load(path).seconds[-1])

@@ -71,7 +71,15 @@ def simulate(folder: RunFolder, options: SimulateOptions) -> None:
     ValueError
         If the folder holds another molecule or another simulation, or the dynamics blows up.
     """
-    molecule = _molecule(folder, options)
+    settings = _checked_settings(folder, options)
+    with folder.timed("simulate"):
+        if not (folder.system_file.exists() and folder.topology_file.exists()):
+            folder.write_system(_build(options))
+            folder.update_settings(settings)
+        _simulate(folder, options, folder.read_system())
+
+
+def _simulate(folder: RunFolder, options: SimulateOptions, molecule: MolecularSystem) -> None:
     if "data_chains" not in folder.settings:
         folder.update_settings({"data_chains": n_cores()})
     with progress_bar(f"Dynamics at {options.data_temperature:g} K") as report:
@@ -89,8 +97,7 @@ def simulate(folder: RunFolder, options: SimulateOptions) -> None:
     folder.update_settings({"pair": pair, "platform": data.cost.platform})
     nanoseconds = n_frames * _STRIDE * options.timestep / 1000.0
     folder.update_phase(
-        "simulate", finished=True, seconds=data.cost.seconds, n_evaluations=data.cost.n_steps,
-        platform=data.cost.platform,
+        "simulate", finished=True, n_evaluations=data.cost.n_steps, platform=data.cost.platform,
         remark=f"{nanoseconds:.2f} ns at {options.data_temperature:g} K in {data.energies.shape[0]} chains",
     )  # fmt: skip
     folder.update_summary(
@@ -99,8 +106,14 @@ def simulate(folder: RunFolder, options: SimulateOptions) -> None:
     say(f"{n_frames:,} frames ({nanoseconds:.2f} ns) in {folder.path}")
 
 
-def _molecule(folder: RunFolder, options: SimulateOptions) -> MolecularSystem:
-    """Build the molecule, or read it if the folder holds it already."""
+def _build(options: SimulateOptions) -> MolecularSystem:
+    if options.pdb is None:
+        return peptide(options.sequence, forcefield=options.forcefield)
+    return from_pdb(options.pdb, forcefield=options.forcefield, minimized=True)
+
+
+def _checked_settings(folder: RunFolder, options: SimulateOptions) -> dict[str, Any]:
+    """Return what run.json keeps of the options; raise ValueError if the folder holds a run with others."""
     name = options.sequence if options.pdb is None else options.pdb.name
     wanted: dict[str, Any] = {
         "name": name,
@@ -125,15 +138,7 @@ def _molecule(folder: RunFolder, options: SimulateOptions) -> MolecularSystem:
     for key in ("temperature", "data_temperature", "timestep", "friction", "seconds"):
         if not (np.isfinite(getattr(options, key)) and getattr(options, key) > 0.0):
             raise ValueError(f"the {key.replace('_', ' ')} is {getattr(options, key)}; give a positive number")
-    if folder.system_file.exists() and folder.topology_file.exists():
-        return folder.read_system()
-    if options.pdb is None:
-        molecule = peptide(options.sequence, forcefield=options.forcefield)
-    else:
-        molecule = from_pdb(options.pdb, forcefield=options.forcefield)
-    folder.write_system(molecule)
-    folder.update_settings(wanted)
-    return molecule
+    return wanted
 
 
 def _run(

@@ -42,6 +42,11 @@ def train(folder: RunFolder, options: TrainOptions) -> None:
     ValueError
         If the folder holds no data, or a training with other settings.
     """
+    with folder.timed("train"):
+        _train(folder, options)
+
+
+def _train(folder: RunFolder, options: TrainOptions) -> None:
     molecule = folder.read_system()
     if not folder.data_file.exists():
         raise ValueError(f"{folder.data_file} is missing; run `openmm-bg simulate -o {folder.path}` first")
@@ -67,7 +72,7 @@ def train(folder: RunFolder, options: TrainOptions) -> None:
     generator.save(folder.generator_file)
     history.save(folder.history_file)
     n_evaluations = history.n_energy_evaluations
-    folder.update_phase("train", finished=True, seconds=history.seconds, n_evaluations=n_evaluations, platform=platform)
+    folder.update_phase("train", finished=True, n_evaluations=n_evaluations, platform=platform)
     folder.update_summary({"training_seconds": history.seconds, "training_energy_evaluations": n_evaluations})
     say(f"Trained in {history.seconds:.0f} s: {folder.generator_file}")
 

@@ -156,7 +156,10 @@ def _costs(results: Results) -> list[dict[str, str]]:
             continue
         evaluations = record.get("n_evaluations")
         beside = record.get("concurrent_with")
-        remarks = [f"at the same time as {beside}, one core each" if beside else "", str(record.get("remark") or "")]
+        remarks = [
+            f"at the same time as {beside}, each on half of the cores" if beside else "",
+            str(record.get("remark") or ""),
+        ]
         costs.append(
             {
                 "name": name,

@@ -35,7 +35,7 @@ TITLES = {
     GENERATOR: "Reweighted generator",
 }
 _BINS = 48
-_BOOTSTRAP_BLOCK = 64  # proposals of a scan share the state that it starts from
+_BOOTSTRAP_BLOCK = 256  # proposals; a chain that waits is correlated over its wait
 
 
 @dataclass(frozen=True)

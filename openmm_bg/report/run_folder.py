@@ -21,7 +21,9 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,16 @@ class RunFolder:
         run = self.read_run()
         run["phases"].setdefault(name, {}).update(record)
         write_json(self.run_file, run)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the wall time of what runs inside to the record of a phase, also when it is interrupted."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = float(self.phases.get(name, {}).get("seconds", 0.0))
+            self.update_phase(name, seconds=spent + time.perf_counter() - started)
 
     def is_finished(self, phase: str) -> bool:
         """Whether a phase has run to its end."""

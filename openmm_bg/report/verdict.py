@@ -47,14 +47,14 @@ class Verdict:
 
 def judge(results: Results) -> Verdict:
     """Check a run and say whether its populations and free energies can be believed."""
-    checks = [*_chain_checks(results), *_weight_checks(results), *_agreement_checks(results)]
+    checks = [*_chain_checks(results), *_weight_checks(results), *_agreement_checks(results), *_energy_checks(results)]
     bad = [check.name for check in checks if check.status == "bad"]
     warnings = [check.name for check in checks if check.status == "warning"]
     if not checks:
         return Verdict("nothing to judge", "Nothing has been sampled yet, so there is nothing to believe or not.", [])
     if bad:
         return Verdict("do not believe", f"Do not believe these numbers: {_listed(bad)} failed.", checks)
-    if BG_LANGEVIN not in results.methods or GENERATOR not in results.methods:
+    if results.chain is None or results.weights is None:
         sentence = "Believe these numbers with care: only one of the two independent estimates is there to compare."
         return Verdict("believe with care", sentence, checks)
     if warnings:
@@ -206,7 +206,7 @@ def _agreement_checks(results: Results) -> list[Check]:
         text += ", one of them without an error because it never entered or never left the basin."
     else:
         text += f", {scores[name]:.1f} standard errors."
-    return [Check("chain and reweighting agree", _sigma_grade(scores[name]), text), *_energy_checks(results)]
+    return [Check("chain and reweighting agree", _sigma_grade(scores[name]), text)]
 
 
 def _energy_checks(results: Results) -> list[Check]:
