@@ -23,6 +23,10 @@ autodoc_typehints = "none"  # numpydoc's sections say the types
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 
+default_role = "code"  # single backticks in docstrings
+
 html_theme = "pydata_sphinx_theme"
 html_title = "openmm-bg"
+html_sidebars = {"**": []}  # all pages are in the header
+html_show_sourcelink = False
 html_theme_options = {"show_prev_next": True, "navigation_with_keys": False}
