@@ -6,7 +6,7 @@
 #   make clean     remove .venv and everything that was built
 #
 # PYTHON is the interpreter that .venv is made from (3.11 or later). TORCH is what pip is told to install as PyTorch,
-# before anything else; put your build there, with pip's options if it needs any: make demo TORCH='torch==2.13.0+cpu'.
+# before anything else; put your build there, with pip's options if it needs any: make demo TORCH='torch==2.12.1'.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
