@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -48,7 +49,7 @@ class BoltzmannGenerator:
         self, molecule: Molecule, rotatable: list[int], config: FlowConfig, temperature: float, seed: int
     ) -> None:
         self.molecule = molecule
-        self._hashed: tuple[tuple[int, ...], str] | None = None
+        self._hashed: tuple[list[tuple[int, int]], str] | None = None
         self._saved: tuple[str, str] | None = None
         self._temperature = temperature
         self._seed = seed
@@ -108,13 +109,13 @@ class BoltzmannGenerator:
         kelvin = (
             temperature.value_in_unit(unit.kelvin) if isinstance(temperature, unit.Quantity) else float(temperature)
         )
-        if not kelvin > 0.0:
-            raise ValueError(f"The temperature is {kelvin} K; it must be positive.")
+        if not (kelvin > 0.0 and math.isfinite(kelvin)):
+            raise ValueError(f"The temperature is {kelvin} K; it must be positive and finite.")
         molecule = Molecule.from_openmm(system, topology)
         zmatrix = build_zmatrix(topology)
         rotatable = np.flatnonzero(rotatable_torsions(zmatrix, system, topology)).tolist()
         if flow == "spline":
-            config = default_config(molecule.n_atoms)
+            config = default_config(3 * molecule.n_atoms - 6 - len(molecule.constraints))
         elif isinstance(flow, FlowConfig):
             config = flow
         else:
@@ -152,7 +153,7 @@ class BoltzmannGenerator:
     @property
     def content_hash(self) -> str:
         """Digest of molecule, configuration and weights; it changes with training."""
-        versions = tuple(tensor._version for tensor in self._tensors().values())
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in self._tensors().values()]
         if self._hashed is None or self._hashed[0] != versions:
             found = model_file.content_hash("BoltzmannGenerator", self._description(), self._tensors())
             self._hashed = (versions, found)
@@ -207,10 +208,16 @@ class BoltzmannGenerator:
         return self._in_chunks(positions, lambda x: self._encode(x)[0].double())
 
     def from_latent(self, latents: FloatArray) -> FloatArray:
-        """Configurations of latents, shape (n, n_dof) to (n, n_atoms, 3) nm; NaN where arithmetic overflows."""
-        latent = torch.as_tensor(np.asarray(latents), dtype=torch.float32)
-        if latent.ndim != 2 or latent.shape[1] != self.n_dof:
-            raise ValueError(f"Latents have shape {tuple(latent.shape)}; expected (n, {self.n_dof}).")
+        """Configurations of latents, shape (n, n_dof) to (n, n_atoms, 3) nm; NaN where arithmetic overflows.
+
+        Latents on circles may be in any period.
+        """
+        array = np.array(latents, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != self.n_dof:
+            raise ValueError(f"Latents have shape {array.shape}; expected (n, {self.n_dof}).")
+        circles = array[:, : self.features.n_circular]
+        circles[...] = np.remainder(circles + np.pi, 2.0 * np.pi) - np.pi
+        latent = torch.tensor(array, dtype=torch.float32)
         with torch.no_grad():
             parts = [self._decode(part.to(self.device))[0].cpu() for part in latent.split(CHUNK)]
         return torch.cat(parts).numpy() if parts else np.empty((0, self.n_atoms, 3))

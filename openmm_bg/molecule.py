@@ -107,12 +107,12 @@ class Molecule:
     def topology(self) -> openmm.app.Topology:
         """The Topology, rebuilt."""
         topology = openmm.app.Topology()
-        chains: dict[str, Any] = {}
         built = []
+        before, current = None, None
         for name, identifier, chain in self.residues:
-            if chain not in chains:
-                chains[chain] = topology.addChain(chain)
-            built.append(topology.addResidue(name, chains[chain], identifier))
+            if current is None or chain != before:  # an identifier may come again later: that is another chain
+                before, current = chain, topology.addChain(chain)
+            built.append(topology.addResidue(name, current, identifier))
         atoms = [
             topology.addAtom(name, None if symbol is None else openmm.app.Element.getBySymbol(symbol), built[residue])
             for name, symbol, residue in self.atoms

@@ -95,8 +95,12 @@ class Features(nn.Module):
         self.scale.copy_(raw.std(0).clamp_min(min_scale))
 
     def set_reference(self, internal: Internal, scales: tuple[float, float, float]) -> None:
-        """Centre the linear features on one configuration; scales of ln b, logit(theta/pi) and torsion features."""
+        """Centre the linear features on one configuration; scales of ln b, logit(theta/pi) and torsion features.
+
+        Angles closer to a line than thermal motion leaves them are centred a little off it.
+        """
         self.centre.copy_(internal.torsions[0, self._linear_torsion_rows])
+        internal = internal._replace(angles=internal.angles.clamp(0.03 * math.pi, 0.97 * math.pi))
         raw, _ = self._unbound(internal)
         counts = (len(self.free_bonds), len(self.free_angles), len(self.linear_torsion_rows))
         self.mean.copy_(raw[0])
