@@ -291,6 +291,12 @@ class BoltzmannGenerator:
         log_prob = log_prob - log_det - self.coordinates.log_jacobian(internal) - self.metric(positions)
         return positions, log_prob
 
+    def _decode_given(self, circular: Tensor, rng: torch.Generator) -> Tensor:
+        """Positions with given torsions, everything else drawn from the flow."""
+        latent = self.flow.sample_base(len(circular), rng)[:, self.features.n_circular :]
+        linear = self.flow.linear_given(circular, latent)
+        return self.coordinates.to_cartesian(self.features.decode(circular.double(), linear.double())[0])
+
     def _path_log_prob(self, positions: Tensor) -> Tensor:
         """Log density of positions as a function of the positions alone, the flow's parameters held fixed.
 

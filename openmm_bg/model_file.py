@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ import safetensors
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
+
+from openmm_bg.files import write_bytes
 
 KEY = "openmm_bg"
 
@@ -36,33 +36,14 @@ def write(path: str | PathLike[str], kind: str, description: dict[str, Any], ten
     OSError
         If the folder cannot be written to or the disk is full.
     """
-    target = Path(path)
     header = {
         "kind": kind,
         "version": 1,
         "description": description,
         "content_hash": content_hash(kind, description, tensors),
     }
-    data = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: json.dumps(header)}
-    )
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, suffix=".part", delete=False) as part:
-            try:
-                part.write(data)
-                part.flush()
-                os.fsync(part.fileno())
-                os.chmod(part.name, 0o644)
-                os.replace(part.name, target)
-            except BaseException:
-                os.unlink(part.name)
-                raise
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"Cannot write the model to {target}: {error.strerror}. Choose a folder that exists and can be "
-            "written to; nothing was changed.",
-        ) from error
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(stored, {KEY: json.dumps(header)}))
 
 
 def read(path: str | PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
@@ -100,7 +81,7 @@ def read(path: str | PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str
     found = content_hash(kind, description, tensors)
     if found != stored:
         raise ValueError(
-            f"The content of {target} does not match its checksum ({found[:12]} instead of {stored[:12]}): the file was "
+            f"The content of {target} does not match its checksum ({found[:12]}, not {stored[:12]}): the file was "
             "changed after it was written. Copy it again, or train anew."
         )
     return description, tensors, stored

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,6 +14,7 @@ from openmm import unit
 from safetensors.numpy import save
 
 from openmm_bg.density import FloatArray, Samples
+from openmm_bg.files import write_bytes
 
 if TYPE_CHECKING:
     import openmm
@@ -116,14 +115,7 @@ class GaussianDensity:
         metadata = {"format": _FORMAT, "description": json.dumps({"content_hash": self.content_hash})}
         content = save({"mean": self.mean, "sigma": self.sigma}, metadata=metadata)
         target = Path(path).absolute()
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_bytes(target, content)
         self.path = str(target)
 
     @classmethod

@@ -77,4 +77,4 @@ def import_quietly() -> None:
         warnings.simplefilter("ignore")
         import openmmtools.mcmc  # noqa: F401
         import pymbar.timeseries  # noqa: F401
-    warnings.filterwarnings("ignore", module=r"openmmtools|mdtraj|pymbar|zuko")
+    warnings.filterwarnings("ignore", module=r"openmmtools|mdtraj|pymbar")

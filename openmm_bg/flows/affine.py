@@ -103,9 +103,7 @@ class _Solve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, diagonal: Tensor, below: Tensor, target: Tensor, rows: Tensor, columns: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, diagonal: Tensor, below: Tensor, target: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         k, n = target.shape
         places = torch.cat([torch.arange(k, device=rows.device) * (k + 1), rows * k + columns])
         entries = torch.cat([diagonal, below])

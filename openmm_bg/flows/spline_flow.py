@@ -128,6 +128,15 @@ class SplineFlow(nn.Module):
         for layer in self.torsion_layers:
             torsions, change = layer(torsions)
             log_det = log_det + change
+        linear, change = self._linear_given(torsions, linear)
+        return torsions.T, linear[self._rank].T, log_det + change
+
+    def linear_given(self, torsions: Tensor, latent: Tensor) -> Tensor:
+        """Linear features of their latents, shape (n, n_linear), at given torsions, shape (n, n_circular)."""
+        return self._linear_given(torsions.T.contiguous(), latent.T.contiguous())[0][self._rank].T
+
+    def _linear_given(self, torsions: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = linear.new_zeros(linear.shape[1])
         if self.n_linear:
             embedded = circular_embedding(torsions)
             for layer in self.linear_layers:
@@ -135,7 +144,7 @@ class SplineFlow(nn.Module):
                 log_det = log_det + change
             linear, change = self.affine(linear, embedded)
             log_det = log_det + change
-        return torsions.T, linear[self._rank].T, log_det
+        return linear, log_det
 
     def inverse(self, torsions: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
         """Features, shapes (n, n_circular) and (n, n_linear), to latents and ln |d latent / d features|."""

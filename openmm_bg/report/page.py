@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from openmm_bg.analysis.basins import BASINS
 from openmm_bg.analysis.estimate import Estimate, z_score
+from openmm_bg.files import write_bytes
 from openmm_bg.report import figures
 from openmm_bg.report.results import BG_LANGEVIN, GENERATOR, LANGEVIN, Results, read_results
-from openmm_bg.report.run_folder import RunFolder, write_bytes
+from openmm_bg.report.run_folder import RunFolder
 from openmm_bg.report.summary import summarise, versions, wall_times
 from openmm_bg.report.verdict import Verdict, judge
 

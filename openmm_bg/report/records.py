@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmm_bg.density import FloatArray
-from openmm_bg.report.run_folder import write_bytes
+from openmm_bg.files import write_bytes
 
 
 class _Record:

@@ -32,6 +32,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_bg.density import FloatArray
+from openmm_bg.files import write_bytes
 from openmm_bg.systems import MolecularSystem
 
 _FORMAT = "openmm-bg run"
@@ -209,19 +210,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file as a whole or not at all; numbers that are not finite become null."""
     write_bytes(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from openmm_bg.report.results import Results
 from openmm_bg.report.verdict import Verdict
 
-_PACKAGES = ("openmm-bg", "openmm", "openmmtools", "torch", "numpy", "mdtraj", "pymbar", "zuko", "arviz-stats")
+_PACKAGES = ("openmm-bg", "openmm", "openmmtools", "torch", "numpy", "mdtraj", "pymbar", "arviz-stats")
 
 
 def versions() -> dict[str, str]:

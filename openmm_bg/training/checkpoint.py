@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,17 @@ class Checkpoint:
     Raises
     ------
     OSError
-        If the folder cannot be made.
+        If the folder cannot be made or written to.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            message = f"Cannot keep the training in {folder}: {error.strerror}. Choose a folder you can write to."
+            raise OSError(error.errno, message) from error
         self.path = folder / "checkpoint.safetensors"
 
     def exists(self) -> bool:
@@ -44,10 +52,12 @@ class Checkpoint:
         rng: torch.Generator,
         history: TrainingHistory,
         place: dict[str, Any],
+        parts: dict[str, dict[str, Tensor]],
         run: dict[str, Any],
     ) -> None:
         """Write everything that a resumed run needs; `run` describes what must be the same then."""
-        tensors = {f"generator.{name}": value for name, value in generator._tensors().items()}
+        tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        tensors |= {f"generator.{name}": value for name, value in generator._tensors().items()}
         tensors["rng"] = rng.get_state()
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
@@ -56,30 +66,31 @@ class Checkpoint:
 
     def read(
         self, generator: BoltzmannGenerator, optimizer: torch.optim.Adam, rng: torch.Generator, run: dict[str, Any]
-    ) -> tuple[TrainingHistory, dict[str, Any]]:
-        """Put generator, optimizer and random numbers back; return the history and where the run was.
+    ) -> tuple[TrainingHistory, dict[str, Any], defaultdict[str, dict[str, Tensor]]]:
+        """Put generator, optimizer and random numbers back; return the history, where the run was, and its parts.
 
         Raises
         ------
         ValueError
-            If the file is damaged or belongs to a run with another molecule, flow, seed or stages.
+            If the file is damaged or belongs to a run with another molecule, flow, seed, stages or data. Nothing is
+            changed then.
         """
         description, tensors, _ = model_file.read(self.path, KIND)
         for key, value in run.items():
             if description["run"].get(key) != value:
                 raise ValueError(
-                    f"{self.path} belongs to a run with another {key}. "
+                    f"{self.path} belongs to another run: its {key} differ from what is asked for. "
                     "Train in an empty folder, or remove the checkpoint to start anew."
                 )
-        generator._load_tensors(_part(tensors, "generator."))
-        rng.set_state(tensors["rng"])
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "adam.").items():
+        rng.set_state(tensors.pop("rng"))
+        parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = value
+        generator._load_tensors(parts.pop("generator"))
+        states: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in parts.pop("adam", {}).items():
             index, key = name.split(".", 1)
-            states.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-        return TrainingHistory(**description["history"]), description["place"]
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            states[int(index)][key] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(states)})
+        return TrainingHistory(**description["history"]), description["place"], parts

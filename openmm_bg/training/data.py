@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ import mdtraj
 import numpy as np
 from numpy.typing import NDArray
 from openmm import app, unit
+
+from openmm_bg.files import write_bytes
 
 FloatArray = NDArray[np.float64]
 
@@ -144,23 +145,9 @@ def load_trajectory(source: Any, topology: app.Topology) -> FloatArray:
 
 def write_npz(path: str | PathLike[str], **arrays: Any) -> None:
     """Write arrays to an .npz file that is replaced as a whole or, when that fails, left as it was."""
-    path = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            f"Cannot write {path}: {error}. What was there before is intact; free some space or choose a folder that "
-            "can be written to."
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    write_bytes(path, stream.getvalue())
 
 
 def read_npz(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:

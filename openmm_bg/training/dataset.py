@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,9 @@ class Dataset:
         All frames that are used.
     circular, linear : Tensor, shapes (n, n_circular), (n, n_linear), float32
     weights : Tensor, shape (n,)
-        Positive, of mean one.
+        Not negative, of mean one.
     train, validation : Tensor of int64
-        Rows to learn from, rows held out.
+        Rows to learn from, rows held out; none without weight.
     temperature : float or None
         Temperature (K) the frames were made at, if known.
     warnings : list of str
@@ -44,6 +45,13 @@ class Dataset:
     validation: Tensor
     temperature: float | None
     warnings: list[str]
+
+    def digest(self) -> str:
+        """SHA-256 of frames, weights and split, as a hexadecimal string."""
+        digest = hashlib.sha256(self.positions.tobytes())
+        for tensor in (self.weights, self.train, self.validation):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def prepare(
@@ -78,27 +86,39 @@ def prepare(
             f"The trajectory has {len(positions)} frames; at least {MINIMUM_FRAMES} are needed, thousands help."
         )
     frame_weights = np.ones(len(positions)) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
-    if frame_weights.shape != (len(positions),) or not (frame_weights >= 0).all() or not frame_weights.sum() > 0:
+    allowed = np.isfinite(frame_weights) & (frame_weights >= 0.0)
+    if frame_weights.shape != (len(positions),) or not allowed.all() or not frame_weights.any():
         raise ValueError(
             f"There are {frame_weights.size} weights for {len(positions)} frames; expected one finite weight >= 0 for "
             "each, not all zero."
         )
     held_out = np.tile(_held_out(n_frames, validation_fraction), n_chains)
-    internal = generator.coordinates.to_internal(torch.as_tensor(positions))
-    kept, warnings = _regular(generator, internal)
-    internal = Internal(*(value[kept] for value in internal))
-    generator.features.standardise(internal)
-    circular, linear, _ = generator.features.encode(internal)
-    generator.flow.standardise(linear)
-    used = kept.numpy()
-    rows = torch.as_tensor(held_out[used])
+    device = generator.device
+    generator.to("cpu")  # where all the data fit
+    try:
+        internal = generator.coordinates.to_internal(torch.as_tensor(positions))
+        kept, warnings = _regular(generator, internal)
+        used = kept.numpy()
+        to_learn = used & ~held_out & (frame_weights > 0.0)
+        if np.count_nonzero(to_learn) < MINIMUM_FRAMES // 2:
+            raise ValueError(
+                f"Only {np.count_nonzero(to_learn)} of {len(positions)} frames are left to learn from once those held "
+                f"out ({np.count_nonzero(held_out)}), those without weight ({np.count_nonzero(frame_weights == 0.0)}) "
+                f"and those of rare forms ({np.count_nonzero(~used)}) are left out. Give more frames of one form."
+            )
+        internal = Internal(*(value[kept] for value in internal))
+        generator.features.standardise(internal)
+        circular, linear, _ = generator.features.encode(internal)
+        generator.flow.standardise(linear)
+    finally:
+        generator.to(device)
     return Dataset(
         positions=positions[used],
         circular=circular.float(),
         linear=linear.float(),
         weights=torch.as_tensor(frame_weights[used] / frame_weights[used].mean(), dtype=torch.float32),
-        train=torch.nonzero(~rows)[:, 0],
-        validation=torch.nonzero(rows)[:, 0],
+        train=torch.as_tensor(np.flatnonzero(to_learn[used])),
+        validation=torch.as_tensor(np.flatnonzero((held_out & (frame_weights > 0.0))[used])),
         temperature=temperature,
         warnings=warnings,
     )

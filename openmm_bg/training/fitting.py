@@ -10,6 +10,7 @@ from typing import Any
 from openmm_bg.density import FloatArray
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
+from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import prepare
 from openmm_bg.training.history import TrainingHistory
 from openmm_bg.training.progress import show_progress
@@ -67,8 +68,11 @@ def fit(
     OSError
         If the folder cannot be written.
     """
+    _check_limits(max_seconds, None)
+    steps = 2000 if max_steps is None else max_steps
+    stages = (Stage("data", steps, nll=1.0, batch_size=512, patience=6, learning_rate=(1e-3, 1e-4)),)
+    checkpoint = None if folder is None else Checkpoint(Path(folder))
     dataset = prepare(generator, trajectory, weights, validation_fraction)
-    stages = (Stage("data", max_steps or 2000, nll=1.0, batch_size=512, patience=6, learning_rate=(1e-3, 1e-4)),)
     with show_progress(progress) as report:
         return Trainer(
             generator,
@@ -77,7 +81,7 @@ def fit(
             stages,
             max_seconds=max_seconds,
             max_evaluations=None,
-            folder=None if folder is None else Path(folder),
+            checkpoint=checkpoint,
             seed=generator._seed,
             report=report,
         ).run()
@@ -112,7 +116,8 @@ def train(
     stages : sequence of Stage, optional
         The recipe; `default_stages()` by default.
     max_evaluations : int, optional
-        Energy evaluations of training.
+        Energy evaluations of training, its own monitoring included. Stages with energy losses end before they would
+        exceed it.
     max_seconds : float, optional
         Wall time of training, the dynamics that makes the data not included.
     folder : path, optional
@@ -140,12 +145,16 @@ def train(
             "same System."
         )
     generator.check(potential.system)
+    _check_limits(max_seconds, max_evaluations)
+    recipe = default_stages() if stages is None else tuple(stages)
+    if not recipe:
+        raise ValueError("There are no stages to train; give at least one, or None for the default recipe.")
     seed = generator._seed if seed is None else seed
     root = None if folder is None else Path(folder)
+    checkpoint = None if root is None else Checkpoint(root)
     if data is None:
         data = _hot_dynamics(generator, potential, root, seed)
     dataset = prepare(generator, data, None, 0.1)
-    recipe = default_stages() if stages is None else tuple(stages)
     with show_progress(progress) as report:
         return Trainer(
             generator,
@@ -154,10 +163,17 @@ def train(
             recipe,
             max_seconds=max_seconds,
             max_evaluations=max_evaluations,
-            folder=root,
+            checkpoint=checkpoint,
             seed=seed,
             report=report,
         ).run()
+
+
+def _check_limits(max_seconds: float | None, max_evaluations: int | None) -> None:
+    if max_seconds is not None and not max_seconds > 0.0:
+        raise ValueError(f"max_seconds is {max_seconds}; expected a positive number of seconds, or None.")
+    if max_evaluations is not None and max_evaluations < 1:
+        raise ValueError(f"max_evaluations is {max_evaluations}; expected 1 or more, or None.")
 
 
 def _hot_dynamics(generator: BoltzmannGenerator, potential: SystemPotential, root: Path | None, seed: int) -> Any:

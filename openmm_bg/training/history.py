@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+from openmm_bg.files import write_bytes
+
 
 @dataclass
 class TrainingHistory:
@@ -19,7 +21,8 @@ class TrainingHistory:
         One record per logged step: step, stage, seconds, loss and its parts, learning_rate, temperature.
     evaluations : list of dict
         One record per evaluation at the generator's temperature: step, seconds, ess_fraction of n fresh samples, and
-        `populations`, a list of {torsion, low, high, generator, reweighted} for each well of each rotatable torsion.
+        `populations`, a list of {torsion, low, high, generator, reweighted, data} for each well of each rotatable
+        torsion: its limits (rad) and the shares of the samples, of the reweighted samples and of the data in it.
     stages : list of dict
         Name, steps done, seconds and stopping reason of each stage.
     n_energy_evaluations : int
@@ -47,10 +50,7 @@ class TrainingHistory:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write JSON."""
-        target = Path(path)
-        part = target.with_name(target.name + ".part")
-        part.write_text(json.dumps(self.to_dict()))
-        part.replace(target)
+        write_bytes(path, json.dumps(self.to_dict()).encode())
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw losses and effective sample size against wall time into an image file."""

@@ -12,10 +12,10 @@ from openmm_bg.generator import BoltzmannGenerator
 BOLTZMANN = 0.00831446261815324  # kJ/mol/K
 
 
-def negative_log_likelihood(generator: BoltzmannGenerator, circular: Tensor, linear: Tensor) -> Tensor:
-    """-E[log p] of features of data, up to the constant Jacobian between features and positions."""
+def log_likelihood(generator: BoltzmannGenerator, circular: Tensor, linear: Tensor) -> Tensor:
+    """Log density of features of data, shape (n,): without the Jacobian to positions, which training cannot change."""
     latent, log_det = generator.flow.inverse(circular, linear)
-    return -(generator.flow.base_log_prob(latent) + log_det).mean()
+    return generator.flow.base_log_prob(latent) + log_det
 
 
 @dataclass(frozen=True)

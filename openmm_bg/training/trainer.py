@@ -11,21 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_bg.generator import BoltzmannGenerator
+from openmm_bg.density import FloatArray
+from openmm_bg.flows import SplineFlow
+from openmm_bg.generator import CHUNK, BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import Dataset
 from openmm_bg.training.history import TrainingHistory
-from openmm_bg.training.losses import BOLTZMANN, EnergyCap, negative_log_likelihood, reverse_kl
+from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reverse_kl
+from openmm_bg.training.pool import Pool, draw_pool
 from openmm_bg.training.stages import Stage
-from openmm_bg.training.wells import Wells
+from openmm_bg.training.wells import Wells, starved_wells
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -35,6 +37,7 @@ FIRST_CLIP, CLIP_FACTOR = 5.0, 1.5  # of the norm of the gradient; in units of i
 ONE_THREAD_BELOW = 300  # degrees of freedom
 TORSION_FACTOR = 0.3  # of the learning rate: forces on a torsion move everything behind it
 EVALUATION_SIZE = 2048
+STEP_COSTS = {"nll": 0.35, "torsion_nll": 0.1, "reverse_kl": 0.8, "conditional_kl": 0.2, "reweighted": 0.1}  # relative
 CHECKPOINT_SECONDS = 20.0
 
 
@@ -51,9 +54,9 @@ class Trainer:
     max_seconds : float or None
         Wall time for all stages; the steps of each are cut in proportion where they would not fit.
     max_evaluations : int or None
-        Energy evaluations for all stages.
-    folder : Path or None
-        Where checkpoints are kept.
+        Energy evaluations for all stages, those of monitoring included.
+    checkpoint : Checkpoint or None
+        Where the state of the run is kept.
     seed : int
     report : callable or None
         Called with a record after every logged step.
@@ -68,7 +71,7 @@ class Trainer:
         *,
         max_seconds: float | None,
         max_evaluations: int | None,
-        folder: Path | None,
+        checkpoint: Checkpoint | None,
         seed: int,
         report: Report | None,
     ) -> None:
@@ -83,28 +86,38 @@ class Trainer:
         self._rng = torch.Generator().manual_seed(seed)
         self._optimizer = _optimizer(generator)
         self._norms: deque[float] = deque(maxlen=100)
-        self._checkpoint = None if folder is None else Checkpoint(folder)
-        self._wells = Wells.find(dataset.circular.numpy().astype(np.float64))
+        self._checkpoint = checkpoint
+        shares = dataset.weights.numpy().astype(np.float64)
+        self._wells = Wells.find(dataset.circular.numpy().astype(np.float64), shares / shares.sum())
         self._target = generator.temperature._value
         self._hot = dataset.temperature or self._target
         self._energy_mean: float | None = None
-        self._pool: tuple[Tensor, Tensor] | None = None
+        self._pool: Pool | None = None
+        self._wide: SplineFlow | None = None  # the flow as it was when the first stage with energies began
         self._evaluations_before = 0
         self._evaluations_at_start = 0 if potential is None else potential.n_evaluations
-        run = {"molecule": generator._description(), "seed": seed, "stages": [asdict(stage) for stage in stages]}
+        run = {
+            "molecule or flow sizes": generator._description(),
+            "seed": seed,
+            "stages": [asdict(stage) for stage in stages],
+            "data": dataset.digest(),
+        }
         self._run = json.loads(json.dumps(run))  # as a checkpoint holds it: lists for tuples
         self._stage_index, self._step = 0, 0
         self._stage_seconds = 0.0
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+        self._since_best = 0
+        self._clock = time.perf_counter()
 
     def run(self) -> TrainingHistory:
         """Run what is left of the stages; on Ctrl-C or an error, write a checkpoint first."""
         if self._checkpoint is not None and self._checkpoint.exists():
             self._restore()
+        self._clock = time.perf_counter()
         try:
             with _threads(self.generator):
                 while self._stage_index < len(self._stages):
                     self._run_stage(self._stages[self._stage_index])
-                    self._stage_index, self._step, self._stage_seconds = self._stage_index + 1, 0, 0.0
                     self._save()
         except BaseException:
             self._save()
@@ -114,47 +127,73 @@ class Trainer:
 
     def _run_stage(self, stage: Stage) -> None:
         budget = self._budget(stage)
-        best: tuple[float, dict[str, Tensor]] | None = None
-        since_best, reason = 0, "all steps done"
+        if stage.needs_energies and self._wide is None:
+            self._wide = copy.deepcopy(self.generator.flow).requires_grad_(False)
         saved = time.perf_counter()
-        while self._step < stage.steps:
-            started = time.perf_counter()
+        while True:
+            self._count_time()
             progress = max(self._step / stage.steps, self._stage_seconds / budget if budget else 0.0)
-            if progress >= 1.0:
-                reason = "time is up"
-                break
-            if self._max_evaluations is not None and self._evaluations() >= self._max_evaluations:
-                reason = "energy evaluations are used up"
+            reason = self._reason_to_stop(stage, progress)
+            if reason is not None:
                 break
             record = self._take_step(stage, progress)
             self._step += 1
             if stage.patience is not None and self._step % (2 * LOG_EVERY) == 0 and len(self.dataset.validation):
-                validation = self._validation_loss()
-                record["validation"] = validation
-                if best is None or validation < best[0]:
-                    best, since_best = (validation, copy.deepcopy(self.generator.flow.state_dict())), 0
-                else:
-                    since_best += 1
-            elapsed = time.perf_counter() - started
-            self._stage_seconds += elapsed
-            self.history.seconds += elapsed
+                record["validation"] = self._validate()
+            self._count_time()
             if self._step % LOG_EVERY == 0 or self._step == 1 or "validation" in record:
                 self._log(stage, progress, record)
-            if stage.patience is not None and since_best >= stage.patience:
-                reason = "the validation loss stopped falling"
-                break
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 self._save()
                 saved = time.perf_counter()
-        if best is not None:
-            self.generator.flow.load_state_dict(best[1])
+        if self._best is not None:
+            self.generator.flow.load_state_dict(self._best[1])
+        if not stage.needs_energies:  # gradients of the next losses are of another size
             self._optimizer = _optimizer(self.generator)
-        self._norms.clear()
+        if self._potential is not None:
+            self._evaluate()
+        self._count_time()
+        self.history.n_energy_evaluations = self._evaluations()
         self.history.stages.append(
             {"name": stage.name, "steps": self._step, "seconds": self._stage_seconds, "stopped_because": reason}
         )
-        if self._potential is not None:
-            self._evaluate()
+        self._stage_index, self._step, self._stage_seconds = self._stage_index + 1, 0, 0.0
+        self._best, self._since_best = None, 0
+        self._norms.clear()
+
+    def _count_time(self) -> None:
+        """Add the time since the last call to that of the stage and of the run."""
+        now = time.perf_counter()
+        self._stage_seconds += now - self._clock
+        self.history.seconds += now - self._clock
+        self._clock = now
+
+    def _reason_to_stop(self, stage: Stage, progress: float) -> str | None:
+        if stage.patience is not None and self._since_best >= stage.patience:
+            return "the validation loss stopped falling"
+        if self._step >= stage.steps:
+            return "all steps done"
+        if progress >= 1.0:
+            return "time is up"
+        if stage.needs_energies and not self._affordable(self._cost(stage) + EVALUATION_SIZE):
+            return "energy evaluations are used up"
+        return None
+
+    def _cost(self, stage: Stage) -> int:
+        """Energy evaluations of the next step."""
+        cost = 0
+        if stage.reverse_kl or stage.conditional_kl:
+            cost += len(self._typical_frames()) if self._energy_mean is None else 0
+        if stage.reverse_kl:
+            cost += stage.batch_size
+        if stage.conditional_kl:
+            cost += stage.batch_size // 4
+        if stage.reweighted and self._step % stage.refresh == 0:
+            cost += stage.pool_size
+        return cost
+
+    def _affordable(self, n_evaluations: int) -> bool:
+        return self._max_evaluations is None or self._evaluations() + n_evaluations <= self._max_evaluations
 
     def _take_step(self, stage: Stage, progress: float) -> dict[str, Any]:
         temperature = self._temperature(stage, progress)
@@ -163,29 +202,26 @@ class Trainer:
         record: dict[str, Any] = {"temperature": temperature}
         if stage.nll:
             rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
-            parts["nll"] = stage.nll * negative_log_likelihood(
-                self.generator, *self._to_device(self.dataset.circular[rows], self.dataset.linear[rows])
-            )
-        if stage.reverse_kl:
-            latent = self.generator.flow.sample_base(stage.batch_size, self._rng)
-            positions, _ = self.generator._decode(latent)
-            log_prob = self.generator._path_log_prob(positions)
-            reduced = self._energies()(positions) / kt
-            mean = self._mean_energy() / (BOLTZMANN * self._hot)
-            parts["reverse_kl"] = stage.reverse_kl * reverse_kl(log_prob, reduced, EnergyCap(), mean)
-            record["finite"] = float(torch.isfinite(reduced).double().mean())
+            features = self._to_device(self.dataset.circular[rows], self.dataset.linear[rows])
+            parts["nll"] = -stage.nll * log_likelihood(self.generator, *features).mean()
+        if stage.torsion_nll:
+            rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
+            circular = self._to_device(self.dataset.circular[rows])[0]
+            parts["torsion_nll"] = -stage.torsion_nll * self.generator.flow.torsion_log_prob(circular).mean()
+        if stage.reverse_kl or stage.conditional_kl:
+            parts |= self._reverse_kl(stage, kt, record)
         if stage.reweighted:
             if self._step % stage.refresh == 0:
                 self._refresh_pool(stage, kt)
             if self._pool is not None:
-                circular, weights = self._pool
-                rows = self._draw(weights, stage.batch_size)
-                parts["reweighted"] = -stage.reweighted * self.generator.flow.torsion_log_prob(circular[rows]).mean()
+                circular = self._pool.circular[self._draw(self._pool.weights, stage.batch_size)]
+                parts["reweighted"] = -stage.reweighted * self.generator.flow.torsion_log_prob(circular).mean()
         if not parts:
             return record
         loss = torch.stack([part.double() for part in parts.values()]).sum()
         for group in self._optimizer.param_groups:
-            group["lr"] = group["factor"] * self._learning_rate(stage, progress)
+            factor = TORSION_FACTOR if group["torsions"] and stage.needs_energies else 1.0
+            group["lr"] = factor * self._learning_rate(stage, progress)
         self._optimizer.zero_grad()
         loss.backward()
         limit = CLIP_FACTOR * statistics.median(self._norms) if len(self._norms) >= 10 else FIRST_CLIP
@@ -195,6 +231,28 @@ class Trainer:
             self._norms.append(norm)
             self._optimizer.step()
         return record | {"loss": float(loss.detach())} | {name: float(part.detach()) for name, part in parts.items()}
+
+    def _reverse_kl(self, stage: Stage, kt: float, record: dict[str, Any]) -> dict[str, Tensor]:
+        """Reverse KL of fresh samples, and of samples at torsions of the data; energies in one batch."""
+        generator, positions = self.generator, []
+        if stage.reverse_kl:
+            positions.append(generator._decode(generator.flow.sample_base(stage.batch_size, self._rng))[0])
+        if stage.conditional_kl:
+            rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size // 4)]
+            positions.append(generator._decode_given(self._to_device(self.dataset.circular[rows])[0], self._rng))
+        sizes = [len(part) for part in positions]
+        batch = torch.cat(positions)
+        log_prob = generator._path_log_prob(batch)
+        reduced = self._energies()(batch) / kt
+        record["finite"] = float(torch.isfinite(reduced).double().mean())
+        mean = self._mean_energy() / (BOLTZMANN * self._hot)
+        losses = [
+            reverse_kl(own_log_prob, own_reduced, EnergyCap(), mean)
+            for own_log_prob, own_reduced in zip(log_prob.split(sizes), reduced.split(sizes), strict=True)
+        ]
+        weights = {"reverse_kl": stage.reverse_kl, "conditional_kl": stage.conditional_kl}
+        names = [name for name, weight in weights.items() if weight]
+        return {name: weights[name] * loss for name, loss in zip(names, losses, strict=True)}
 
     def _temperature(self, stage: Stage, progress: float) -> float:
         start, end = (self._hot if t == "data" else t or self._target for t in stage.temperature)
@@ -207,21 +265,15 @@ class Trainer:
         return warm * (end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     def _refresh_pool(self, stage: Stage, kt: float) -> None:
-        """Draw samples, weigh them at the present temperature, keep them if the weights are even enough."""
-        with torch.no_grad():
-            latent = self.generator.flow.sample_base(stage.pool_size, self._rng)
-            positions, log_prob = self.generator._decode(latent)
-            energies = torch.as_tensor(self._energies().energy(positions.cpu().numpy()), device=positions.device)
-            weights = torch.softmax(-energies / kt - log_prob, 0)
-            effective = float(1.0 / (weights**2).sum()) / stage.pool_size
-            if not effective >= stage.minimum_ess:
-                self._pool = None
-                return
-            circular = self.generator.features.encode(self.generator.coordinates.to_internal(positions))[0]
-            self._pool = (circular.float(), weights.cpu())
+        """Weigh torsions at the present temperature; keep them if the weights are even enough."""
+        assert self._wide is not None  # set when the stage began
+        pool = draw_pool(self.generator, self._wide, self._energies().energy, kt, stage.pool_size, self._rng)
+        self._pool = pool if pool.ess_fraction >= stage.minimum_ess else None
 
     def _evaluate(self) -> None:
         """Effective sample size and well populations of fresh samples at the generator's temperature."""
+        if not self._affordable(EVALUATION_SIZE):
+            return
         latent = self.generator.flow.sample_base(EVALUATION_SIZE, self._rng)
         with torch.no_grad():
             positions, log_prob = self.generator._decode(latent)
@@ -236,19 +288,24 @@ class Trainer:
                 "stage": self._stages[self._stage_index].name,
                 "seconds": self.history.seconds,
                 "ess_fraction": float(1.0 / (weights**2).sum() / EVALUATION_SIZE),
-                "populations": self._wells.populations(circular.cpu().numpy(), weights),
+                "populations": self._populations(circular.cpu().numpy(), weights),
             }
         )
 
+    def _populations(self, circular: FloatArray, weights: FloatArray) -> list[dict[str, Any]]:
+        """Wells by the generator's own samples, and reweighted: by the pool's torsions where there are any."""
+        own = self._wells.populations(circular, weights)
+        if self._pool is not None:
+            pool = self._pool.circular.cpu().numpy().astype(np.float64)
+            weighted = self._wells.populations(pool, self._pool.weights.numpy())
+            for record, other in zip(own, weighted, strict=True):
+                record["reweighted"] = other["reweighted"]
+        return own
+
     def _finish(self) -> None:
-        if self._potential is not None and self.history.evaluations:
-            for well in self.history.evaluations[-1]["populations"]:
-                if well["reweighted"] > 0.005 and well["generator"] < 0.2 * well["reweighted"]:
-                    self.history.warnings.append(
-                        f"The generator visits torsion {well['torsion']} in [{well['low']:.2f}, {well['high']:.2f}] "
-                        f"rad with {well['generator']:.4f} of its samples, the reweighted ensemble holds "
-                        f"{well['reweighted']:.4f}: that basin is starved. Train longer or start from more data there."
-                    )
+        if self.history.evaluations:
+            starved = starved_wells(self.history.evaluations[-1]["populations"])
+            self.history.warnings = list(dict.fromkeys([*self.history.warnings, *starved]))
         self._save()
 
     def _log(self, stage: Stage, progress: float, record: dict[str, Any]) -> None:
@@ -268,17 +325,22 @@ class Trainer:
             return None
         left = max(self._max_seconds - self.history.seconds + self._stage_seconds, 1e-3)
         to_come = self._stages[self._stage_index :]
-        costs = [s.steps * (1.0 if s.reverse_kl and s.reweighted else 0.6 if s.reverse_kl else 0.5) for s in to_come]
+        costs = [s.steps * sum(c for loss, c in STEP_COSTS.items() if getattr(s, loss)) for s in to_come]
         return left * costs[0] / sum(costs)
 
-    def _validation_loss(self) -> float:
-        rows = self.dataset.validation
+    def _validate(self) -> float:
+        """Weighted loss of the held-out frames; the flow is remembered if it has never been lower in this stage."""
+        total, data = 0.0, self.dataset
         with torch.no_grad():
-            return float(
-                negative_log_likelihood(
-                    self.generator, *self._to_device(self.dataset.circular[rows], self.dataset.linear[rows])
-                )
-            )
+            for rows in data.validation.split(CHUNK):
+                features = self._to_device(data.circular[rows], data.linear[rows])
+                total -= float(data.weights[rows].double() @ log_likelihood(self.generator, *features).cpu())
+        loss = total / float(data.weights[data.validation].double().sum())
+        if self._best is None or loss < self._best[0]:
+            self._best, self._since_best = (loss, copy.deepcopy(self.generator.flow.state_dict())), 0
+        else:
+            self._since_best += 1
+        return loss
 
     def _draw(self, weights: Tensor, n: int) -> Tensor:
         return torch.multinomial(weights, n, replacement=True, generator=self._rng)
@@ -296,10 +358,12 @@ class Trainer:
 
     def _mean_energy(self) -> float:
         if self._energy_mean is None:
-            frames = self.dataset.positions[:: max(1, len(self.dataset.positions) // 500)]
-            energies = self._energies().energy(frames)
+            energies = self._energies().energy(self._typical_frames())
             self._energy_mean = float(np.median(energies[np.isfinite(energies)]))
         return self._energy_mean
+
+    def _typical_frames(self) -> FloatArray:
+        return self.dataset.positions[:: max(1, len(self.dataset.positions) // 500)]
 
     def _save(self) -> None:
         if self._checkpoint is not None:
@@ -313,16 +377,36 @@ class Trainer:
                     "step": self._step,
                     "stage_seconds": self._stage_seconds,
                     "evaluations": self._evaluations(),
+                    "energy_mean": self._energy_mean,
+                    "norms": list(self._norms),
+                    "best_loss": None if self._best is None else self._best[0],
+                    "since_best": self._since_best,
+                },
+                {
+                    "best": {} if self._best is None else self._best[1],
+                    "pool": {} if self._pool is None else vars(self._pool),
+                    "wide": {} if self._wide is None else self._wide.state_dict(),
                 },
                 self._run,
             )
 
     def _restore(self) -> None:
         assert self._checkpoint is not None
-        self.history, place = self._checkpoint.read(self.generator, self._optimizer, self._rng, self._run)
+        self.history, place, tensors = self._checkpoint.read(self.generator, self._optimizer, self._rng, self._run)
         self._evaluations_before = place["evaluations"]
         self._stage_index, self._step = place["stage"], place["step"]
         self._stage_seconds = place["stage_seconds"]
+        self._energy_mean = place["energy_mean"]
+        self._norms.extend(place["norms"])
+        self._since_best = place["since_best"]
+        if place["best_loss"] is not None:
+            self._best = (place["best_loss"], tensors["best"])
+        if tensors["pool"]:
+            pool = tensors["pool"]
+            self._pool = Pool(pool["circular"].to(self.generator.device), pool["weights"])
+        if tensors["wide"]:
+            self._wide = copy.deepcopy(self.generator.flow)
+            self._wide.load_state_dict(tensors["wide"])
 
 
 @contextmanager
@@ -338,8 +422,8 @@ def _threads(generator: BoltzmannGenerator) -> Iterator[None]:
 
 
 def _optimizer(generator: BoltzmannGenerator) -> torch.optim.Adam:
-    """Adam with a smaller learning rate for the torsions' layers."""
+    """Adam, with the torsions' layers in a group of their own."""
     torsions = list(generator.flow.torsion_layers.parameters())
     linear = [*generator.flow.linear_layers.parameters(), *generator.flow.affine.parameters()]
-    groups = [{"params": torsions, "factor": TORSION_FACTOR}, {"params": linear, "factor": 1.0}]
+    groups = [{"params": torsions, "torsions": True}, {"params": linear, "torsions": False}]
     return torch.optim.Adam([group for group in groups if group["params"]], lr=1e-3)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmm_bg.density import FloatArray
 
 N_BINS = 72
+NOTICED, STARVED = 0.005, 0.2  # share of the reweighted ensemble; of that share in the generator's samples
+SEEN = 0.02  # share of the data
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,28 @@ class Wells:
     ----------
     edges : list of ndarray
         For each torsion the ascending lower edges (rad) of its sectors; the last one wraps around.
+    shares : list of ndarray
+        For each torsion the share of the data in each sector.
     """
 
     edges: list[FloatArray]
+    shares: list[FloatArray]
 
     @classmethod
-    def find(cls, torsions: FloatArray) -> Wells:
-        """Cut each column of `torsions`, shape (n, d), at the minima of its smoothed histogram."""
-        return cls([_minima(column) for column in torsions.T])
+    def find(cls, torsions: FloatArray, weights: FloatArray) -> Wells:
+        """Cut each column of `torsions`, shape (n, d), at the minima of its smoothed histogram; weights sum to one."""
+        edges = [_minima(column) for column in torsions.T]
+        shares = []
+        for column, cuts in zip(torsions.T, edges, strict=True):
+            sector = _sector(column, cuts)
+            shares.append(np.array([weights[sector == k].sum() for k in range(len(cuts))]))
+        return cls(edges, shares)
 
     def populations(self, torsions: FloatArray, weights: FloatArray) -> list[dict[str, Any]]:
-        """Raw and weighted share of samples in each well; weights sum to one."""
+        """Raw and weighted share of samples in each well, and that of the data; weights sum to one."""
         records = []
-        for torsion, edges in enumerate(self.edges):
-            well = np.searchsorted(edges, torsions[:, torsion], side="right") - 1
-            well[well < 0] = len(edges) - 1
+        for torsion, (edges, shares) in enumerate(zip(self.edges, self.shares, strict=True)):
+            well = _sector(torsions[:, torsion], edges)
             for k, low in enumerate(edges):
                 inside = well == k
                 high = edges[(k + 1) % len(edges)]
@@ -45,9 +55,34 @@ class Wells:
                         "high": float(high if high > low else high + 2.0 * np.pi),
                         "generator": float(inside.mean()),
                         "reweighted": float(weights[inside].sum()),
+                        "data": float(shares[k]),
                     }
                 )
         return records
+
+
+def starved_wells(populations: list[dict[str, Any]]) -> list[str]:
+    """Warnings about wells that the generator visits too rarely, or not at all although the data do."""
+    warnings = []
+    for well in populations:
+        place = f"torsion {well['torsion']} in [{well['low']:.2f}, {well['high']:.2f}] rad"
+        if well["reweighted"] > NOTICED and well["generator"] < STARVED * well["reweighted"]:
+            warnings.append(
+                f"The generator visits {place} with {well['generator']:.4f} of its samples, the reweighted ensemble "
+                f"holds {well['reweighted']:.4f}: that basin is starved. Train longer or start from more data there."
+            )
+        elif well["generator"] == 0.0 and well["data"] > SEEN:
+            warnings.append(
+                f"The generator does not visit {place}, where {well['data']:.4f} of the data are: unless that basin is "
+                "empty at the generator's temperature, it was lost. Train longer, with more data there or slower "
+                "cooling, and compare with another method."
+            )
+    return warnings
+
+
+def _sector(torsion: FloatArray, edges: FloatArray) -> NDArray[np.intp]:
+    """Index of the sector of each angle."""
+    return (np.searchsorted(edges, torsion, side="right") - 1) % len(edges)
 
 
 def _minima(column: FloatArray) -> FloatArray:
