@@ -1,0 +1,177 @@
+"""Losses, stages and wells, held against autograd, definitions and made-up cases."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from small_molecules import TEMPERATURE, kB
+from training_fixtures import MOLECULE, untrained
+
+from openmm_bg.generator import BoltzmannGenerator
+from openmm_bg.potentials import SystemPotential
+from openmm_bg.training import Stage, default_stages
+from openmm_bg.training.losses import EnergyCap, reverse_kl
+from openmm_bg.training.wells import Wells, starved_wells
+
+NO_CAP = EnergyCap(start=np.inf)
+N_BATCHES, BATCH = 48, 512
+
+
+def scrambled(seed: int) -> BoltzmannGenerator:
+    """A generator in which every parameter does something."""
+    generator = untrained()
+    numbers = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in generator.flow.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=numbers))
+    return generator
+
+
+def gradient(generator: BoltzmannGenerator, energy, rng: torch.Generator, *, path: bool) -> torch.Tensor:
+    """Gradient of E_p[log p + u] of one batch, in all parameters of the flow."""
+    generator.flow.zero_grad()
+    positions, log_prob = generator._decode(generator.flow.sample_base(BATCH, rng))
+    if path:
+        log_prob = generator._path_log_prob(positions)
+    reverse_kl(log_prob, energy(positions), NO_CAP, 0.0).backward()
+    return torch.cat([parameter.grad.flatten().double() for parameter in generator.flow.parameters()])
+
+
+def test_path_gradient_has_the_mean_of_the_standard_gradient() -> None:
+    generator, directions = scrambled(1), []
+    with SystemPotential(MOLECULE.system(), platform="Reference", n_workers=1) as potential:
+
+        def energy(positions: torch.Tensor) -> torch.Tensor:
+            return potential(positions) / (kB * TEMPERATURE)
+
+        steepest = gradient(generator, energy, torch.Generator().manual_seed(2), path=True)
+        numbers = torch.Generator().manual_seed(3)
+        directions = torch.randn(12, len(steepest), generator=numbers, dtype=torch.float64) * steepest.abs()
+        directions[0] = steepest
+        projected = {}
+        for path in (True, False):
+            rng = torch.Generator().manual_seed(4)  # the same latents for both
+            batches = [directions @ gradient(generator, energy, rng, path=path) for _ in range(N_BATCHES)]
+            projected[path] = torch.stack(batches).numpy()
+    difference = projected[True] - projected[False]
+    error = difference.std(0, ddof=1) / np.sqrt(N_BATCHES)
+    assert (np.abs(difference.mean(0)) < 4.0 * error).all()
+    assert error[0] < 0.02 * projected[False].mean(0)[0]  # the means would differ visibly if they differed
+
+
+def test_path_gradient_vanishes_where_the_generator_is_the_target() -> None:
+    generator = scrambled(5)
+    target = copy.deepcopy(generator.flow)
+
+    def energy(positions: torch.Tensor) -> torch.Tensor:
+        own, generator.flow = generator.flow, target
+        try:
+            return -generator._path_log_prob(positions)
+        finally:
+            generator.flow = own
+
+    norms = {
+        path: float(gradient(generator, energy, torch.Generator().manual_seed(6), path=path).norm())
+        for path in (True, False)
+    }
+    assert norms[False] > 0.1
+    assert norms[True] < 1e-3 * norms[False]
+
+
+def test_samples_without_a_finite_energy_leave_loss_and_gradient_finite() -> None:
+    log_prob = torch.tensor([1.0, 2.0, -torch.inf, 4.0], dtype=torch.float64, requires_grad=True)
+    energy = torch.tensor([0.5, torch.inf, 1.0, 1.5], dtype=torch.float64, requires_grad=True)
+    loss = reverse_kl(log_prob, energy, NO_CAP, 0.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx((1.5 + 5.5) / 2)
+    assert log_prob.grad.tolist() == [0.5, 0.0, 0.0, 0.5]
+    assert energy.grad.tolist() == [0.5, 0.0, 0.0, 0.5]
+
+
+def test_cap_is_the_identity_below_its_start_and_continuous_monotone_and_logarithmic_above() -> None:
+    cap, mean = EnergyCap(start=40.0, width=10.0), -30.0
+    energies = torch.linspace(-200.0, 1000.0, 120_001, dtype=torch.float64, requires_grad=True)
+    capped = cap(energies, mean)
+    capped.sum().backward()
+    below = energies.detach() <= mean + 40.0
+    assert torch.equal(capped.detach()[below], energies.detach()[below])
+    steps = capped.detach().diff()
+    assert (steps > 0.0).all()
+    assert (steps <= energies.detach().diff() * (1.0 + 1e-9)).all()  # no jump anywhere
+    slope = torch.where(below, 1.0, 1.0 / (1.0 + (energies.detach() - mean - 40.0) / 10.0))
+    torch.testing.assert_close(energies.grad, slope)
+    huge = cap(torch.tensor([1e30], dtype=torch.float64), mean)
+    assert float(huge[0]) == pytest.approx(mean + 40.0 + 10.0 * np.log(1e29))
+
+
+def test_wells_are_cut_at_the_minima_and_hold_the_shares_of_the_data() -> None:
+    rng = np.random.default_rng(1)
+    torsions = np.concatenate([rng.vonmises(-2.0, 8.0, 7000), rng.vonmises(1.0, 8.0, 3000)])[:, None]
+    wells = Wells.find(torsions, np.full(10_000, 1e-4))
+    assert len(wells.edges[0]) == 2
+    middle = wells.edges[0][(wells.edges[0] > -2.0) & (wells.edges[0] < 1.0)]
+    assert len(middle) == 1
+    around_one = wells.populations(np.array([[1.0], [1.1], [-2.0], [3.1]]), np.array([0.1, 0.2, 0.3, 0.4]))
+    shares = {round(well["data"], 2): (well["generator"], well["reweighted"]) for well in around_one}
+    assert set(shares) == {0.3, 0.7}
+    assert sum(generator for generator, _ in shares.values()) == pytest.approx(1.0)
+    assert sum(reweighted for _, reweighted in shares.values()) == pytest.approx(1.0)
+
+
+def test_weighted_data_give_weighted_shares() -> None:
+    rng = np.random.default_rng(2)
+    torsions = np.concatenate([rng.vonmises(-2.0, 8.0, 5000), rng.vonmises(1.0, 8.0, 5000)])[:, None]
+    weights = np.repeat([0.2, 1.8], 5000) / 10_000
+    shares = sorted(well["data"] for well in Wells.find(torsions, weights).populations(torsions, weights))
+    assert shares == pytest.approx([0.1, 0.9], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("generator", "reweighted", "data", "word"),
+    [
+        (0.02, 0.021, 0.05, None),
+        (0.001, 0.02, 0.05, "starved"),
+        (0.001, 0.004, 0.05, None),  # too rare to matter
+        (0.0, 0.0, 0.05, "lost"),
+        (0.0, 0.0, 0.001, None),
+    ],
+)
+def test_wells_that_the_generator_neglects_are_named(
+    generator: float, reweighted: float, data: float, word: str | None
+) -> None:
+    well = {"torsion": 3, "low": 0.1, "high": 2.2, "generator": generator, "reweighted": reweighted, "data": data}
+    warnings = starved_wells([well])
+    assert len(warnings) == (word is not None)
+    assert all(f"{word}" in warning and "torsion 3 in [0.10, 2.20] rad" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0, "nll": 1.0}, "steps"),
+        ({"steps": 10}, "at least one loss"),
+        ({"steps": 10, "nll": -1.0, "reverse_kl": 1.0}, "none a negative"),
+        ({"steps": 10, "nll": float("nan")}, "positive weight"),
+        ({"steps": 10, "nll": 1.0, "batch_size": 1}, "batch"),
+        ({"steps": 10, "nll": 1.0, "refresh": 0}, "refresh"),
+        ({"steps": 10, "nll": 1.0, "temperature": (300.0, -1.0)}, "temperatures"),
+        ({"steps": 10, "nll": 1.0, "temperature": ("hot", None)}, "temperatures"),
+        ({"steps": 10, "nll": 1.0, "learning_rate": (1e-3, 0.0)}, "learning rates"),
+        ({"steps": 10, "nll": 1.0, "patience": 0}, "patience"),
+    ],
+)
+def test_stages_that_make_no_sense_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Stage("wrong", **arguments)
+
+
+def test_default_recipe_scales_its_steps_and_ends_at_the_generators_temperature() -> None:
+    full, tenth = default_stages(), default_stages(0.1)
+    assert [stage.name for stage in full] == [stage.name for stage in tenth]
+    assert all(small.steps == round(0.1 * large.steps) for small, large in zip(tenth, full, strict=True))
+    assert full[-1].temperature[1] is None
+    assert full[0].nll > 0.0
+    assert full[-1].needs_energies
