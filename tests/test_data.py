@@ -8,7 +8,7 @@ import pytest
 from openmm import unit
 
 from openmm_bg.systems import MolecularSystem, peptide
-from openmm_bg.training.data import SimulationCost, TrajectoryData, load_trajectory, read_npz, write_npz
+from openmm_bg.training.data import SimulationCost, TrajectoryData, load_trajectory
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +136,3 @@ def test_data_of_inconsistent_shapes_are_refused(frames) -> None:
         TrajectoryData(frames, np.zeros(7), 300.0, cost)
     with pytest.raises(ValueError, match=r"Energies have shape \(6,\); expected \(1, 7\)"):
         TrajectoryData(frames[None], np.zeros(6), 300.0, cost)
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "file.npz"
-    write_npz(path, value=1.0)
-
-    def fails(file, **_: object) -> None:
-        file.write(b"half")
-        raise OSError("disk is full")
-
-    monkeypatch.setattr(np, "savez", fails)
-    with pytest.raises(OSError, match=r"Cannot write .*disk is full.*intact"):
-        write_npz(path, value=2.0)
-    assert read_npz(path)["value"] == 1.0
-    assert [item.name for item in tmp_path.iterdir()] == ["file.npz"]
