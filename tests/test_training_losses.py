@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from small_molecules import TEMPERATURE, kB
-from training_fixtures import MOLECULE, untrained
+from training_fixtures import MOLECULE, ONE_WELL, TWO_WELLS, frames, untrained
 
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
-from openmm_bg.training import Stage, default_stages
+from openmm_bg.training import Stage, default_stages, train
 from openmm_bg.training.losses import EnergyCap, reverse_kl
+from openmm_bg.training.pool import draw_pool
 from openmm_bg.training.wells import Wells, starved_wells
 
 NO_CAP = EnergyCap(start=np.inf)
@@ -107,6 +108,33 @@ def test_cap_is_the_identity_below_its_start_and_continuous_monotone_and_logarit
     assert float(huge[0]) == pytest.approx(mean + 40.0 + 10.0 * np.log(1e29))
 
 
+def test_the_pool_restores_a_well_that_the_generator_lost_but_the_wide_flow_covers() -> None:
+    generator = untrained(TWO_WELLS)
+    fast = Stage("data", 150, nll=1.0, batch_size=256, learning_rate=(2e-2, 1e-3))
+    with SystemPotential(TWO_WELLS.system(), platform="Reference", n_workers=1) as potential:
+        train(generator, potential, data=frames(1000, TWO_WELLS, temperature=450.0)[0], stages=[fast], progress=False)
+        wide = copy.deepcopy(generator.flow)
+        train(generator, potential, data=frames(1000, ONE_WELL)[0], stages=[fast], progress=False)
+        pool = draw_pool(generator, wide, potential.energy, kB * TEMPERATURE, 8192, torch.Generator().manual_seed(1))
+    own = generator.features.encode(
+        generator.coordinates.to_internal(torch.as_tensor(generator.sample(2000, rng=1).positions))
+    )[0].numpy()
+    rare = np.cos(pool.circular[:, 0].numpy() - own.mean()) < 0.0
+    assert (np.cos(own - own.mean()) < 0.0).mean() < 0.02
+    assert pool.weights[rare].sum() == pytest.approx(0.5, abs=0.05)  # the two wells of the target are equal
+    assert pool.ess_fraction == pytest.approx(1.0 / (len(pool.weights) * float((pool.weights**2).sum())))
+
+
+def test_conditional_kl_leaves_the_torsions_alone() -> None:
+    generator = untrained()
+    torsions = {name: value.clone() for name, value in generator.flow.torsion_layers.state_dict().items()}
+    stage = Stage("conditional", 10, conditional_kl=1.0, batch_size=64)
+    with SystemPotential(MOLECULE.system(), platform="Reference", n_workers=1) as potential:
+        history = train(generator, potential, data=frames(100)[0], stages=[stage], progress=False)
+    assert all("conditional_kl" in step and "reverse_kl" not in step for step in history.steps)
+    assert all(torch.equal(value, torsions[name]) for name, value in generator.flow.torsion_layers.state_dict().items())
+
+
 def test_wells_are_cut_at_the_minima_and_hold_the_shares_of_the_data() -> None:
     rng = np.random.default_rng(1)
     torsions = np.concatenate([rng.vonmises(-2.0, 8.0, 7000), rng.vonmises(1.0, 8.0, 3000)])[:, None]
@@ -155,7 +183,7 @@ def test_wells_that_the_generator_neglects_are_named(
         ({"steps": 10}, "at least one loss"),
         ({"steps": 10, "nll": -1.0, "reverse_kl": 1.0}, "none a negative"),
         ({"steps": 10, "nll": float("nan")}, "positive weight"),
-        ({"steps": 10, "nll": 1.0, "batch_size": 1}, "batch"),
+        ({"steps": 10, "nll": 1.0, "batch_size": 3}, "batch"),
         ({"steps": 10, "nll": 1.0, "refresh": 0}, "refresh"),
         ({"steps": 10, "nll": 1.0, "temperature": (300.0, -1.0)}, "temperatures"),
         ({"steps": 10, "nll": 1.0, "temperature": ("hot", None)}, "temperatures"),

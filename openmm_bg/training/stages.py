@@ -66,8 +66,8 @@ class Stage:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2 or self.refresh < 1 or self.pool_size < 2:
-            raise ValueError(f"Stage {self.name!r}: steps and refresh must be positive, batch and pool at least 2.")
+        if self.steps < 1 or self.batch_size < 4 or self.refresh < 1 or self.pool_size < 2:
+            raise ValueError(f"Stage {self.name!r}: steps and refresh must be positive, batch at least 4, pool at least 2.")
         weights = (self.nll, self.torsion_nll, self.reverse_kl, self.conditional_kl, self.reweighted)
         if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(f"Stage {self.name!r}: give at least one loss a positive weight, and none a negative one.")
