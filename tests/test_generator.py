@@ -423,10 +423,18 @@ def test_files_with_a_flipped_bit_are_refused(generator: BoltzmannGenerator, tmp
     header = 8 + int.from_bytes(data[:8], "little")
     rng = np.random.default_rng(0)
     places = [*range(12), *rng.integers(header, size=150), *rng.integers(header, len(data), size=30), len(data) - 1]
+    path = tmp_path / "flipped.bg"
+    harmless = 0
     for place in places:
         changed = bytearray(data)
         changed[place] ^= 1 << int(rng.integers(8))
-        assert_refused(tmp_path / "flipped.bg", bytes(changed), "flipped.bg")
+        path.write_bytes(changed)
+        try:  # only the 17th digit of a number in the header may change without changing the number
+            assert BoltzmannGenerator.load(path)._description() == generator._description()
+            harmless += 1
+        except ValueError as error:
+            assert "flipped.bg" in str(error)  # noqa: PT017
+    assert harmless <= 3
 
 
 def test_foreign_files_are_refused(generator: BoltzmannGenerator, tmp_path: Path) -> None:
