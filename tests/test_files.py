@@ -26,7 +26,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device.*intact"):
+    with pytest.raises(OSError, match=r"No space left on device.*intact"):
         write_bytes(path, b"two")
     assert path.read_bytes() == b"one"
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
