@@ -15,7 +15,7 @@ class Schedule:
     n_samples: int
 
 
-FULL = Schedule(simulate=30.0, train=180.0, sample=35.0, n_samples=20_000)
+FULL = Schedule(simulate=30.0, train=150.0, sample=35.0, n_samples=20_000)
 QUICK = Schedule(simulate=2.0, train=8.0, sample=3.0, n_samples=1_000)
 
 # Long scans: the flow costs half as much per proposal in a batch of 256 as in one of 64.
