@@ -145,7 +145,7 @@ def internal_kinetic_energy(sampler_state: SamplerState, masses: np.ndarray) -> 
 def test_dynamics_of_a_constrained_molecule_goes_on_at_its_temperature(kind: type[BoltzmannGeneratorMove]) -> None:
     """Of nine degrees of freedom two are constrained and three are the centre of mass: four keep 2 kT."""
     move = kind(shifted(RIGID_TRIMER), kernel=Independence(2), seed=3)
-    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1.0, 0.0005)
+    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 0.2, 0.0005)
     integrator.setRandomNumberSeed(5)
     integrator.setConstraintTolerance(1e-8)
     dynamics = IntegratorMove(integrator, 20)
