@@ -2,7 +2,7 @@
 #   make demo      train a Boltzmann generator for alanine dipeptide and write the report (about five minutes)
 #   make test      fast tests             make test-all  long statistics
 #   make test-cuda tests that need a GPU  make lint      ruff and mypy
-#   make docs      build/docs/index.html  make bench     benchmarks, as ratios in one run
+#   make docs      build/docs/index.html  make bench     benchmarks; with the figures of `make demo` if it ran
 #   make clean     remove .venv and everything that was built
 #
 # PYTHON is the interpreter that .venv is made from (3.11 or later). TORCH is what pip is told to install as PyTorch,
@@ -70,8 +70,8 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 
-bench: $(VENV)/.package
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(if $(wildcard $(DEMO)/summary.json),--run $(DEMO))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
