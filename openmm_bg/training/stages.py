@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+WARM_UP = 50  # steps
 Temperature = float | Literal["data"] | None
 
 
@@ -67,7 +68,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 4 or self.refresh < 1 or self.pool_size < 2:
-            raise ValueError(f"Stage {self.name!r}: steps and refresh must be positive, batch at least 4, pool at least 2.")
+            raise ValueError(
+                f"Stage {self.name!r}: steps and refresh must be positive, batch at least 4, pool at least 2."
+            )
         weights = (self.nll, self.torsion_nll, self.reverse_kl, self.conditional_kl, self.reweighted)
         if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(f"Stage {self.name!r}: give at least one loss a positive weight, and none a negative one.")
@@ -79,6 +82,18 @@ class Stage:
             )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"Stage {self.name!r}: patience is {self.patience}; expected 1 or more, or None.")
+
+    def temperature_at(self, progress: float, data: float, target: float) -> float:
+        """Temperature (K) of the energy losses at a progress from 0 to 1, given the data's and the generator's."""
+        start, end = (data if value == "data" else value or target for value in self.temperature)
+        fraction = min(1.0, progress / 0.75)
+        return 1.0 / ((1.0 - fraction) / start + fraction / end)
+
+    def learning_rate_at(self, progress: float, step: int) -> float:
+        """Learning rate after so many steps of the stage, which starts slowly."""
+        start, end = self.learning_rate
+        warm = min(1.0, (step + 1) / min(WARM_UP, max(1, self.steps // 4)))
+        return warm * (end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     @property
     def needs_energies(self) -> bool:

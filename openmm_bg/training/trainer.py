@@ -8,8 +8,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +24,7 @@ from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import Dataset
 from openmm_bg.training.history import TrainingHistory
 from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reverse_kl
+from openmm_bg.training.optimizer import make_optimizer, one_thread_if_small
 from openmm_bg.training.pool import Pool, draw_pool
 from openmm_bg.training.stages import Stage
 from openmm_bg.training.wells import Wells, starved_wells
@@ -32,9 +32,7 @@ from openmm_bg.training.wells import Wells, starved_wells
 Report = Callable[[dict[str, Any]], None]
 
 LOG_EVERY = 10
-WARM_UP = 50
 FIRST_CLIP, CLIP_FACTOR = 5.0, 1.5  # of the norm of the gradient; in units of its running median later on
-ONE_THREAD_BELOW = 300  # degrees of freedom
 TORSION_FACTOR = 0.3  # of the learning rate: forces on a torsion move everything behind it
 EVALUATION_SIZE = 2048
 STEP_COSTS = {"nll": 0.35, "torsion_nll": 0.1, "reverse_kl": 0.8, "conditional_kl": 0.2, "reweighted": 0.1}  # relative
@@ -84,7 +82,7 @@ class Trainer:
         self._max_evaluations = max_evaluations
         self._report = report
         self._rng = torch.Generator().manual_seed(seed)
-        self._optimizer = _optimizer(generator)
+        self._optimizer = make_optimizer(generator)
         self._norms: deque[float] = deque(maxlen=100)
         self._checkpoint = checkpoint
         shares = dataset.weights.numpy().astype(np.float64)
@@ -115,7 +113,7 @@ class Trainer:
             self._restore()
         self._clock = time.perf_counter()
         try:
-            with _threads(self.generator):
+            with one_thread_if_small(self.generator):
                 while self._stage_index < len(self._stages):
                     self._run_stage(self._stages[self._stage_index])
                     self._save()
@@ -149,7 +147,7 @@ class Trainer:
         if self._best is not None:
             self.generator.flow.load_state_dict(self._best[1])
         if not stage.needs_energies:  # gradients of the next losses are of another size
-            self._optimizer = _optimizer(self.generator)
+            self._optimizer = make_optimizer(self.generator)
         if self._potential is not None:
             self._evaluate()
         self._count_time()
@@ -196,7 +194,7 @@ class Trainer:
         return self._max_evaluations is None or self._evaluations() + n_evaluations <= self._max_evaluations
 
     def _take_step(self, stage: Stage, progress: float) -> dict[str, Any]:
-        temperature = self._temperature(stage, progress)
+        temperature = stage.temperature_at(progress, self._hot, self._target)
         kt = BOLTZMANN * temperature
         parts: dict[str, Tensor] = {}
         record: dict[str, Any] = {"temperature": temperature}
@@ -221,7 +219,7 @@ class Trainer:
         loss = torch.stack([part.double() for part in parts.values()]).sum()
         for group in self._optimizer.param_groups:
             factor = TORSION_FACTOR if group["torsions"] and stage.needs_energies else 1.0
-            group["lr"] = factor * self._learning_rate(stage, progress)
+            group["lr"] = factor * stage.learning_rate_at(progress, self._step)
         self._optimizer.zero_grad()
         loss.backward()
         limit = CLIP_FACTOR * statistics.median(self._norms) if len(self._norms) >= 10 else FIRST_CLIP
@@ -253,16 +251,6 @@ class Trainer:
         weights = {"reverse_kl": stage.reverse_kl, "conditional_kl": stage.conditional_kl}
         names = [name for name, weight in weights.items() if weight]
         return {name: weights[name] * loss for name, loss in zip(names, losses, strict=True)}
-
-    def _temperature(self, stage: Stage, progress: float) -> float:
-        start, end = (self._hot if t == "data" else t or self._target for t in stage.temperature)
-        fraction = min(1.0, progress / 0.75)
-        return 1.0 / ((1.0 - fraction) / start + fraction / end)
-
-    def _learning_rate(self, stage: Stage, progress: float) -> float:
-        start, end = stage.learning_rate
-        warm = min(1.0, (self._step + 1) / min(WARM_UP, max(1, stage.steps // 4)))
-        return warm * (end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     def _refresh_pool(self, stage: Stage, kt: float) -> None:
         """Weigh torsions at the present temperature; keep them if the weights are even enough."""
@@ -407,23 +395,3 @@ class Trainer:
         if tensors["wide"]:
             self._wide = copy.deepcopy(self.generator.flow)
             self._wide.load_state_dict(tensors["wide"])
-
-
-@contextmanager
-def _threads(generator: BoltzmannGenerator) -> Iterator[None]:
-    """One thread for a small flow: a second gains 1.2 on free cores and, spinning, loses tenfold on busy ones."""
-    before = torch.get_num_threads()
-    if generator.n_dof < ONE_THREAD_BELOW:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _optimizer(generator: BoltzmannGenerator) -> torch.optim.Adam:
-    """Adam, with the torsions' layers in a group of their own."""
-    torsions = list(generator.flow.torsion_layers.parameters())
-    linear = [*generator.flow.linear_layers.parameters(), *generator.flow.affine.parameters()]
-    groups = [{"params": torsions, "torsions": True}, {"params": linear, "torsions": False}]
-    return torch.optim.Adam([group for group in groups if group["params"]], lr=1e-3)
