@@ -15,7 +15,7 @@ from openmm_bg.potentials.platforms import available_platforms
 def run(options: Options) -> Table:
     """Time energies, and energies with forces, on every platform that works here."""
     rows: list[dict[str, Any]] = []
-    for name, molecule, n in (("alanine dipeptide", alanine(), 512), ("villin", villin(), 2 if options.quick else 8)):
+    for name, molecule, n in (("alanine dipeptide", alanine(), 512), ("villin", villin(), 16)):
         positions = shaken(molecule.positions, n)
         potentials = _potentials(molecule.system)
         functions: dict[str, Callable[[], Any]] = {}

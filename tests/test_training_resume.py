@@ -21,7 +21,7 @@ from openmm_bg.training.data import SimulationCost, TrajectoryData
 
 STAGES = (
     Stage("data", 60, nll=1.0, batch_size=32, patience=10),
-    Stage("refinement", 40, reverse_kl=1.0, reweighted=0.5, batch_size=32, refresh=15, pool_size=128, minimum_ess=0.0),
+    Stage("refinement", 40, reverse_kl=1.0, reweighted=0.5, batch_size=8, refresh=15, pool_size=128, minimum_ess=0.0),
 )
 CHECKPOINT = "checkpoint.safetensors"
 
