@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
 import shutil
@@ -104,3 +106,54 @@ def test_make_targets_exist(page: Path) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["", ".analysis", ".coordinates", ".flows", ".moves", ".potentials", ".report", ".systems", ".training"],
+)
+def test_api_page_names_every_public_name(package: str) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    public = importlib.import_module(f"openmm_bg{package}").__all__
+    assert [name for name in public if not re.search(rf"\b{name}\b", page)] == []
+
+
+def test_figures_of_a_run_are_set_beside_replica_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "images")
+    figures = importlib.import_module("demo_figures")
+    summary = {
+        "fraction_accepted": 0.512,
+        "ess_fraction": 0.42,
+        "pareto_k": 0.31,
+        "largest_weight": 0.001,
+        "n_round_trips": {"bg_langevin": 1234, "langevin": 0},
+        "round_trip_rate_upper_bound_per_s": {"langevin": 0.0856},
+        "phi_positive_population": {
+            "bg_langevin": {"value": 0.026, "error": 0.003},
+            "langevin": {"value": 0.0, "error": None},
+            "reweighted_generator": {"value": 0.020, "error": 0.0},
+        },
+        "acceptance_by_basin": {"alpha_L": {"value": 0.4, "error": 0.02, "n_proposed": 1500}},
+        "wall_time_s": {"total": 250.0, "train": 150.0, "sample": 100.0, "langevin": 100.0},
+        "energy_evaluations": {"train": 150000},
+        "platform": "Reference",
+        "seed": 1,
+        "versions": {"openmm": "8.6.1"},
+        "verdict_sentence": "Believe these numbers.",
+    }
+    reference = json.loads((ROOT / "benchmarks" / "results" / "replica_exchange_ala2.json").read_text())
+    reference["populations_mbar"]["phi_positive"] = {"value": 0.016, "error": 0.004}
+    tables = figures.tables(summary, reference, "a machine")
+    assert "| BG + Langevin | 2.60 ± 0.30 % | +2.0 standard errors |" in tables
+    assert "| Langevin alone | never visited | cannot tell |" in tables
+    assert "| Reweighted generator | 2.00 ± 0.00 % | +1.0 standard errors |" in tables
+    assert "0; at most 0.09 crossings per second (95 %)" in tables
+    assert "| langevin, beside sample | 100 |  |" in tables
+    paragraph = figures.paragraph(summary, reference, "a machine")
+    assert "51 %" in paragraph
+    readme = (ROOT / "README.md").read_text()
+    written = figures.between_markers(readme, paragraph)
+    assert paragraph in written
+    assert figures.between_markers(written, "") == figures.between_markers(readme, "")
+    with pytest.raises(ValueError, match="demo:begin"):
+        figures.between_markers("no markers", paragraph)
