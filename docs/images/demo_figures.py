@@ -87,7 +87,7 @@ def paragraph(summary: dict[str, Any], reference: dict[str, Any], on: str) -> st
     found = {key: percent(_estimate(entry)) for key, entry in summary["phi_positive_population"].items()}
     exchange = percent(_estimate(reference["populations_mbar"]["phi_positive"]))
     text = (
-        f"In {summary['wall_time_s']['total']:.0f} s all told ({on}; seed {summary['seed']}), "
+        f"In {summary['wall_time_s']['total']:.0f} s for all phases ({on}; seed {summary['seed']}), "
         f"{100 * summary['fraction_accepted']:.0f} % of the generator's proposals were accepted, its samples had an "
         f"effective size of {100 * summary['ess_fraction']:.0f} % of their number, and φ made {trips[BG_LANGEVIN]:,} "
         f"round trips between φ < 0 and 0 < φ < 2.3 rad; Langevin dynamics alone, in the same wall time, made "
