@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from openmm_bg.training.history import TrainingHistory
 
 CHUNK = 4096  # configurations that pass through the flow at once
+CONSISTENT = 0.01  # largest difference of the log densities of a sample by the forward and by the inverse pass
 
 
 class BoltzmannGenerator:
@@ -188,12 +189,17 @@ class BoltzmannGenerator:
         Returns
         -------
         Samples
-            `log_prob` is that of the inverse pass, the one a move uses for its current state too.
+            `log_prob` is that of the inverse pass, the one a move uses for its current state too. It is -inf where the
+            forward pass that made the sample gives another: there rounding in a strongly bent spline, not the flow,
+            decided where the sample went, and the density does not describe it.
         """
         seed = int(np.random.default_rng(rng).integers(2**63 - 1))
         latent = self.flow.sample_base(n, torch.Generator().manual_seed(seed))
-        positions = self.from_latent(latent.cpu().numpy())
-        return Samples(positions, self.log_prob(positions))
+        positions, forward = self._decoded(latent.cpu().numpy().astype(np.float64))
+        log_prob = self.log_prob(positions)
+        with np.errstate(invalid="ignore"):  # -inf at both ends
+            consistent = np.abs(forward - log_prob) < CONSISTENT
+        return Samples(positions, np.where(consistent, log_prob, -np.inf))
 
     def log_prob(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Log density on the measure that OpenMM samples, modulo pose, shape (n, n_atoms, 3) nm to (n,).
@@ -212,15 +218,7 @@ class BoltzmannGenerator:
 
         Latents on circles may be in any period.
         """
-        array = np.array(latents, dtype=np.float64)
-        if array.ndim != 2 or array.shape[1] != self.n_dof:
-            raise ValueError(f"Latents have shape {array.shape}; expected (n, {self.n_dof}).")
-        circles = array[:, : self.features.n_circular]
-        circles[...] = np.remainder(circles + np.pi, 2.0 * np.pi) - np.pi
-        latent = torch.tensor(array, dtype=torch.float32)
-        with torch.no_grad():
-            parts = [self._decode(part.to(self.device))[0].cpu() for part in latent.split(CHUNK)]
-        return torch.cat(parts).numpy() if parts else np.empty((0, self.n_atoms, 3))
+        return self._decoded(latents)[0]
 
     def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
         """Raise ValueError, naming what differs, unless the generator was made for this System and Topology."""
@@ -282,6 +280,18 @@ class BoltzmannGenerator:
             progress=progress,
         )
 
+    def _decoded(self, latents: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Positions and their log densities by the forward pass, in chunks."""
+        array = np.array(latents, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != self.n_dof:
+            raise ValueError(f"Latents have shape {array.shape}; expected (n, {self.n_dof}).")
+        circles = array[:, : self.features.n_circular]
+        circles[...] = np.remainder(circles + np.pi, 2.0 * np.pi) - np.pi
+        with torch.no_grad():
+            parts = [self._decode(part.to(self.device)) for part in torch.tensor(array).split(CHUNK)]
+        positions, log_prob = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
+        return positions, log_prob
+
     def _decode(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Positions and log density on the sampled measure of latents, differentiable in the flow's parameters."""
         circular, linear, log_det = self.flow(latent)
@@ -305,15 +315,19 @@ class BoltzmannGenerator:
         """
         self.flow.requires_grad_(False)
         try:
-            return self._encode(positions)[1]
+            return self._encode(positions, torch.float32)[1]
         finally:
             self.flow.requires_grad_(True)
 
-    def _encode(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and log density on the sampled measure of positions."""
+    def _encode(self, positions: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """Latents and log density on the sampled measure of positions.
+
+        Acceptances and weights need the splines in float64, or a strongly bent one maps a sample back to elsewhere;
+        the networks that bend them stay in float32. Training does with float32 throughout.
+        """
         internal = self.coordinates.to_internal(positions)
         circular, linear, log_det = self.features.encode(internal)
-        latent, flow_log_det = self.flow.inverse(circular.float(), linear.float())
+        latent, flow_log_det = self.flow.inverse(circular.to(dtype), linear.to(dtype))
         log_prob = (
             self.flow.base_log_prob(latent)
             + flow_log_det.double()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from small_molecules import CHAIN, STAR, TEMPERATURE, SmallMolecule
@@ -44,16 +42,25 @@ class WithoutLogProb(Independence):
 class WithoutJacobian(BoltzmannGenerator):
     """Mutant: the density on internal coordinates, taken for one on positions."""
 
-    def log_prob(self, positions: Any) -> np.ndarray:
-        internal = self.coordinates.to_internal(torch.as_tensor(positions))
-        return super().log_prob(positions) + self.coordinates.log_jacobian(internal).numpy()
+    def _decode(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, log_prob = super()._decode(latent)
+        return positions, log_prob + self.coordinates.log_jacobian(self.coordinates.to_internal(positions))
+
+    def _encode(self, positions: torch.Tensor, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+        latent, log_prob = super()._encode(positions, dtype)
+        return latent, log_prob + self.coordinates.log_jacobian(self.coordinates.to_internal(positions))
 
 
 class WithoutMetric(BoltzmannGenerator):
     """Mutant: constraints taken for infinitely stiff bonds."""
 
-    def log_prob(self, positions: Any) -> np.ndarray:
-        return super().log_prob(positions) + self.metric(torch.as_tensor(positions)).numpy()
+    def _decode(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, log_prob = super()._decode(latent)
+        return positions, log_prob + self.metric(positions)
+
+    def _encode(self, positions: torch.Tensor, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+        latent, log_prob = super()._encode(positions, dtype)
+        return latent, log_prob + self.metric(positions)
 
 
 def untrained(

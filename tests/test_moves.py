@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import pickle
 from collections import defaultdict
 from collections.abc import Callable
@@ -355,8 +356,9 @@ def test_a_state_that_the_density_can_not_propose_is_kept_and_counted(
     sampler_state = SamplerState(
         unit.Quantity(outside, unit.nanometer), unit.Quantity(speed, unit.nanometer / unit.picosecond)
     )
-    for _ in range(3):
-        move.apply(state, sampler_state, context_cache=reference_contexts)
+    with caplog.at_level(logging.WARNING, logger="openmm_bg"):  # whatever level other suites have left
+        for _ in range(3):
+            move.apply(state, sampler_state, context_cache=reference_contexts)
     np.testing.assert_array_equal(nanometers(sampler_state), outside)
     np.testing.assert_array_equal(velocities(sampler_state), speed)
     assert (move.n_accepted, move.n_proposed, move.n_current_off_support) == (0, 60, 60)
@@ -483,7 +485,7 @@ class Interrupted(GaussianDensity):
     interrupt = True
 
     def log_prob(self, positions: np.ndarray) -> np.ndarray:
-        if self.interrupt and len(positions) == 65:
+        if self.interrupt and len(positions) == 1:  # the current state, after the proposals were drawn
             raise KeyboardInterrupt
         return super().log_prob(positions)
 

@@ -51,7 +51,7 @@ class ConditionalAffine(nn.Module):
         for group, values in enumerate(linear.double().split(self._sizes)):
             covariance = torch.atleast_2d(torch.cov(values))
             covariance = covariance + 1e-4 * torch.diag(covariance.diagonal().clamp_min(1e-6))
-            mean, colouring = self._fixed(group)
+            mean, colouring = getattr(self, f"mean_{group}"), getattr(self, f"colouring_{group}")
             mean.copy_(values.mean(1, keepdim=True))
             colouring.copy_(torch.linalg.cholesky(covariance))
 
@@ -62,7 +62,7 @@ class ConditionalAffine(nn.Module):
         for group, (values, (shift, log_diagonal, below)) in enumerate(
             zip(linear.split(self._sizes), self._conditioned(embedded), strict=True)
         ):
-            mean, colouring = self._fixed(group)
+            mean, colouring = self._fixed(group, values.dtype)
             rows, columns = getattr(self, f"_below_{group}")
             white = shift + log_diagonal.exp() * values
             white = white.index_add(0, rows, below * values.index_select(0, columns))
@@ -77,7 +77,7 @@ class ConditionalAffine(nn.Module):
         for group, (values, (shift, log_diagonal, below)) in enumerate(
             zip(linear.split(self._sizes), self._conditioned(embedded), strict=True)
         ):
-            mean, colouring = self._fixed(group)
+            mean, colouring = self._fixed(group, values.dtype)
             rows, columns = getattr(self, f"_below_{group}")
             white = torch.linalg.solve_triangular(colouring, values - mean, upper=False) - shift
             parts.append(_Solve.apply(log_diagonal.exp(), below, white, rows, columns))
@@ -92,8 +92,8 @@ class ConditionalAffine(nn.Module):
             for n, part in zip(self._sizes, out.split(self._n_outputs), strict=True)
         ]
 
-    def _fixed(self, group: int) -> tuple[Tensor, Tensor]:
-        return getattr(self, f"mean_{group}"), getattr(self, f"colouring_{group}")
+    def _fixed(self, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"mean_{group}").to(dtype), getattr(self, f"colouring_{group}").to(dtype)
 
 
 class _Solve(torch.autograd.Function):

@@ -62,15 +62,19 @@ class LocalConditioner(nn.Module):
     _valid: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (n_inputs, n) to (n_parameters, sum of outputs, n), rows of the groups in order."""
-        n_groups = len(self._index)
+        """Shape (n_inputs, n) to (n_parameters, sum of outputs, n), rows of the groups in order.
+
+        The network works in the precision of its weights whatever that of `x`, in which the result is returned.
+        """
+        n_groups, dtype = len(self._index), x.dtype
+        x = x.to(self.weight_1.dtype)
         if n_groups == 1:
             seen = x.index_select(0, self._index[0])[None]
         else:
             seen = x[self._index] * self._present
         hidden = nn.functional.silu(torch.baddbmm(self.bias_1, self.weight_1, seen))
         hidden = nn.functional.silu(torch.baddbmm(self.bias_2, self.weight_2, hidden))
-        out = torch.bmm(self.weight_3, hidden).unflatten(1, (self._n_parameters, -1))
+        out = torch.bmm(self.weight_3, hidden).to(dtype).unflatten(1, (self._n_parameters, -1))
         if n_groups == 1:
             return out[0]
         return out.transpose(0, 1).flatten(1, 2).index_select(1, self._valid)

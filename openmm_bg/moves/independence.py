@@ -82,9 +82,10 @@ class Independence:
     """A scan of independence Metropolis steps: proposals do not depend on the current state.
 
     All `n_proposals` are drawn in one batch, evaluated, and then judged in turn: with w = exp(-u - log_prob), a
-    proposal replaces the current state with probability min(1, w(new)/w(current)). The log densities of the current
-    state and of all proposals come from one call. A proposal without a finite log density or energy is rejected; a
-    current state without a finite log density is kept: restricted to the support the step is reversible, off it
+    proposal replaces the current state with probability min(1, w(new)/w(current)). The log densities of proposals come
+    with them, that of the current state is computed anew: both by `log_prob` of the density. A proposal without a
+    finite log density or energy is rejected; a current state without a finite log density is kept: restricted to the
+    support the step is reversible, off it
     nothing moves.
 
     Parameters
@@ -129,16 +130,14 @@ class Independence:
             (n, n_atoms, 3) to (n,); +inf where the energy is not finite.
         rng : numpy.random.Generator
         """
-        positions = np.concatenate([current[None], density.sample(self.n_proposals, rng=rng).positions])
+        samples = density.sample(self.n_proposals, rng=rng)
+        positions = np.concatenate([current[None], samples.positions])
         proposed = np.isfinite(positions).all(axis=(1, 2))
         proposed[0] = False
         positions[proposed] = place(positions[proposed])
         positions[1:][~proposed[1:]] = np.nan
 
-        known = proposed.copy()
-        known[0] = True
-        log_prob = np.full(len(positions), -np.inf)
-        log_prob[known] = density.log_prob(positions[known])
+        log_prob = np.concatenate([density.log_prob(current[None]), np.where(proposed[1:], samples.log_prob, -np.inf)])
         log_prob[~np.isfinite(log_prob)] = -np.inf
 
         on_support = np.isfinite(log_prob)
