@@ -31,7 +31,7 @@ class Samples:
     positions : ndarray, shape (n, n_atoms, 3), float64
         Cartesian positions in nm. A draw that left the domain of the coordinates may hold NaN.
     log_prob : ndarray, shape (n,), float64
-        Log density of each draw on the measure that OpenMM samples, -inf for a draw off the support.
+        Log density, on the measure that OpenMM samples, that each draw was made with; -inf for a draw off the support.
     """
 
     positions: FloatArray

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from openmm_bg.training.history import TrainingHistory
 
 CHUNK = 4096  # configurations that pass through the flow at once
-CONSISTENT = 0.01  # largest difference of the log densities of a sample by the forward and by the inverse pass
+CHECKED = 1024  # samples on which forward and inverse pass are compared
+CONSISTENT = 0.01  # largest difference of their log densities
 
 
 class BoltzmannGenerator:
@@ -52,6 +53,7 @@ class BoltzmannGenerator:
         self.molecule = molecule
         self._hashed: tuple[list[tuple[int, int]], str] | None = None
         self._saved: tuple[str, str] | None = None
+        self._soundness: tuple[str, bool] | None = None
         self._temperature = temperature
         self._seed = seed
         self._rotatable = rotatable
@@ -189,17 +191,11 @@ class BoltzmannGenerator:
         Returns
         -------
         Samples
-            `log_prob` is that of the inverse pass, the one a move uses for its current state too. It is -inf where the
-            forward pass that made the sample gives another: there rounding in a strongly bent spline, not the flow,
-            decided where the sample went, and the density does not describe it.
+            Positions, and the log density that they were drawn with.
         """
         seed = int(np.random.default_rng(rng).integers(2**63 - 1))
         latent = self.flow.sample_base(n, torch.Generator().manual_seed(seed))
-        positions, forward = self._decoded(latent.cpu().numpy().astype(np.float64))
-        log_prob = self.log_prob(positions)
-        with np.errstate(invalid="ignore"):  # -inf at both ends
-            consistent = np.abs(forward - log_prob) < CONSISTENT
-        return Samples(positions, np.where(consistent, log_prob, -np.inf))
+        return Samples(*self._decoded(latent.cpu().numpy().astype(np.float64)))
 
     def log_prob(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Log density on the measure that OpenMM samples, modulo pose, shape (n, n_atoms, 3) nm to (n,).
@@ -208,6 +204,22 @@ class BoltzmannGenerator:
         -inf off the support: at degenerate or non-finite coordinates.
         """
         return self._in_chunks(positions, lambda x: self._encode(x)[1])
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether forward and inverse pass agree on the density of the flow's own samples.
+
+        They do unless the flow is bent so strongly that rounding decides where a sample goes: then samples do not
+        follow `log_prob`, and `check` refuses the generator. Found out once for each set of weights.
+        """
+        content = self.content_hash
+        if self._soundness is None or self._soundness[0] != content:
+            latent = self.flow.sample_base(CHECKED, torch.Generator().manual_seed(0)).double()
+            with torch.no_grad():
+                positions, forward = self._decode(latent.to(self.device))
+                difference = (forward - self._encode(positions)[1]).abs()
+            self._soundness = (content, not bool((difference > CONSISTENT).any()))
+        return self._soundness[1]
 
     def to_latent(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Latents of configurations, shape (n, n_atoms, 3) nm to (n, n_dof): circles first, in [-pi, pi)."""
@@ -221,8 +233,17 @@ class BoltzmannGenerator:
         return self._decoded(latents)[0]
 
     def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
-        """Raise ValueError, naming what differs, unless the generator was made for this System and Topology."""
+        """Raise ValueError, saying why, unless the generator can be used for this System and Topology.
+
+        It has to be made for them, and its forward and inverse pass have to agree.
+        """
         self.molecule.check(system, topology)
+        if not self.is_consistent:
+            raise ValueError(
+                "Forward and inverse pass of the generator give its own samples different densities: its splines are "
+                "bent so strongly that rounding decides where a sample goes, and no weight or acceptance would be "
+                "right. Train it anew with a lower learning rate or on more data."
+            )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write one file of tensors and plain data; an existing file is replaced as a whole or not at all."""
@@ -290,7 +311,7 @@ class BoltzmannGenerator:
         with torch.no_grad():
             parts = [self._decode(part.to(self.device)) for part in torch.tensor(array).split(CHUNK)]
         positions, log_prob = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
-        return positions, log_prob
+        return positions, np.where(np.isfinite(log_prob), log_prob, -np.inf)
 
     def _decode(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Positions and log density on the sampled measure of latents, differentiable in the flow's parameters."""

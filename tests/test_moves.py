@@ -485,7 +485,7 @@ class Interrupted(GaussianDensity):
     interrupt = True
 
     def log_prob(self, positions: np.ndarray) -> np.ndarray:
-        if self.interrupt and len(positions) == 1:  # the current state, after the proposals were drawn
+        if self.interrupt and len(positions) == 65:
             raise KeyboardInterrupt
         return super().log_prob(positions)
 

@@ -7,12 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_molecules import TEMPERATURE, kB
+from small_molecules import CHAIN, TEMPERATURE, SmallMolecule, kB
 from training_fixtures import MOLECULE, ONE_WELL, TWO_WELLS, frames, untrained
 
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
-from openmm_bg.training import Stage, default_stages, train
+from openmm_bg.training import Stage, default_stages, fit, train
 from openmm_bg.training.losses import EnergyCap, reverse_kl
 from openmm_bg.training.pool import draw_pool
 from openmm_bg.training.wells import Wells, starved_wells
@@ -123,6 +123,31 @@ def test_the_pool_restores_a_well_that_the_generator_lost_but_the_wide_flow_cove
     assert (np.cos(own - own.mean()) < 0.0).mean() < 0.02
     assert pool.weights[rare].sum() == pytest.approx(0.5, abs=0.05)  # the two wells of the target are equal
     assert pool.ess_fraction == pytest.approx(1.0 / (len(pool.weights) * float((pool.weights**2).sum())))
+
+
+def test_a_pool_without_one_finite_weight_is_none() -> None:
+    generator = untrained()
+    rng = torch.Generator().manual_seed(1)
+    assert draw_pool(generator, generator.flow, lambda x: np.full(len(x), np.inf), 2.5, 64, rng) is None
+
+
+def test_the_default_recipe_trains_a_molecule_without_rotatable_torsions() -> None:
+    trimer = SmallMolecule((15.0, 14.0, 15.0), CHAIN[:2], bond_spring=4e4, angle_spring=100.0)
+    generator = untrained(trimer)
+    with SystemPotential(trimer.system(), platform="Reference", n_workers=1) as potential:
+        history = train(generator, potential, data=frames(100, trimer)[0], stages=default_stages(0.02), progress=False)
+    assert history.stages[1]["stopped_because"] == "there are no rotatable torsions"
+    assert history.evaluations[-1]["ess_fraction"] > 0.5
+
+
+def _infinite(generator: BoltzmannGenerator, circular: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
+    return generator.flow.torsion_log_prob(circular).double() * np.inf
+
+
+def test_a_training_whose_gradients_stay_infinite_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openmm_bg.training.trainer.log_likelihood", _infinite)
+    with pytest.raises(ValueError, match="Training diverged in stage 'data'"):
+        fit(untrained(), frames(100)[0], max_steps=200, progress=False)
 
 
 def test_conditional_kl_leaves_the_torsions_alone() -> None:

@@ -82,10 +82,9 @@ class Independence:
     """A scan of independence Metropolis steps: proposals do not depend on the current state.
 
     All `n_proposals` are drawn in one batch, evaluated, and then judged in turn: with w = exp(-u - log_prob), a
-    proposal replaces the current state with probability min(1, w(new)/w(current)). The log densities of proposals come
-    with them, that of the current state is computed anew: both by `log_prob` of the density. A proposal without a
-    finite log density or energy is rejected; a current state without a finite log density is kept: restricted to the
-    support the step is reversible, off it
+    proposal replaces the current state with probability min(1, w(new)/w(current)). The log densities of the current
+    state and of all proposals come from one call. A proposal without a finite log density or energy is rejected; a
+    current state without a finite log density is kept: restricted to the support the step is reversible, off it
     nothing moves.
 
     Parameters
@@ -106,8 +105,9 @@ class Independence:
     n_proposals: int = 64
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_proposals, int) or self.n_proposals < 1:
+        if not isinstance(self.n_proposals, int | np.integer) or self.n_proposals < 1:
             raise ValueError(f"n_proposals must be a positive integer, but is {self.n_proposals!r}.")
+        object.__setattr__(self, "n_proposals", int(self.n_proposals))
 
     def scan(
         self,
@@ -130,14 +130,16 @@ class Independence:
             (n, n_atoms, 3) to (n,); +inf where the energy is not finite.
         rng : numpy.random.Generator
         """
-        samples = density.sample(self.n_proposals, rng=rng)
-        positions = np.concatenate([current[None], samples.positions])
+        positions = np.concatenate([current[None], density.sample(self.n_proposals, rng=rng).positions])
         proposed = np.isfinite(positions).all(axis=(1, 2))
         proposed[0] = False
         positions[proposed] = place(positions[proposed])
         positions[1:][~proposed[1:]] = np.nan
 
-        log_prob = np.concatenate([density.log_prob(current[None]), np.where(proposed[1:], samples.log_prob, -np.inf)])
+        known = proposed.copy()
+        known[0] = True
+        log_prob = np.full(len(positions), -np.inf)
+        log_prob[known] = density.log_prob(positions[known])
         log_prob[~np.isfinite(log_prob)] = -np.inf
 
         on_support = np.isfinite(log_prob)

@@ -89,8 +89,9 @@ class BoltzmannGeneratorMove(MCMCMove):
     n_off_support : int
         Proposals rejected because they have no finite log density or NaN positions.
     n_current_off_support : int
-        Proposals rejected because the current state is one that the generator can not propose. If this goes on, the
-        move is frozen: the state has, for instance, a label permutation or an isomer that the generator does not know.
+        Proposals rejected because the current state has no density at all. A state of a tiny density, such as an
+        isomer or a swap of labels that the generator does not know, freezes the move as well and is not counted here:
+        look at `fraction_accepted`, and at how long the chain waits.
     last_scan : Scan or None
         The proposals and states of the latest application of this object. Not stored and not copied: a
         `ReplicaExchangeSampler` copies its moves; use `observe_scans` there.

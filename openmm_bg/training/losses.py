@@ -33,7 +33,7 @@ class EnergyCap:
         In units of kT.
     """
 
-    start: float = 40.0
+    start: float = 70.0
     width: float = 10.0
 
     def __call__(self, reduced_energy: Tensor, mean: float) -> Tensor:

@@ -41,7 +41,7 @@ def draw_pool(
     kt: float,
     size: int,
     rng: torch.Generator,
-) -> Pool:
+) -> Pool | None:
     """Draw half of the torsions from the generator and half from a wider flow, everything else from the generator.
 
     The weights are those of the mixture, exp(-u) / ((p(tau) + r(tau))/2 p(y | tau)): bounded where the generator's own
@@ -59,6 +59,11 @@ def draw_pool(
         In kJ/mol.
     size : int
     rng : torch.Generator
+
+    Returns
+    -------
+    Pool or None
+        None if not one sample has a finite weight.
     """
     half = size // 2
     with torch.no_grad():
@@ -73,5 +78,5 @@ def draw_pool(
         log_weights = -reduced - log_mixture
         usable = torch.isfinite(log_weights)
         if not bool(usable.any()):
-            return Pool(circular, torch.full_like(log_weights, 1.0 / size).cpu())
+            return None
         return Pool(circular, torch.softmax(torch.where(usable, log_weights, -torch.inf), 0).cpu())

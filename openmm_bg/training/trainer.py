@@ -24,6 +24,7 @@ from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import Dataset
 from openmm_bg.training.history import TrainingHistory
 from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reverse_kl
+from openmm_bg.training.monitor import EVALUATION_SIZE, evaluate
 from openmm_bg.training.optimizer import make_optimizer, one_thread_if_small
 from openmm_bg.training.pool import Pool, draw_pool
 from openmm_bg.training.stages import Stage
@@ -34,9 +35,9 @@ Report = Callable[[dict[str, Any]], None]
 LOG_EVERY = 10
 FIRST_CLIP, CLIP_FACTOR = 5.0, 1.5  # of the norm of the gradient; in units of its running median later on
 TORSION_FACTOR = 0.3  # of the learning rate: forces on a torsion move everything behind it
-EVALUATION_SIZE = 2048
 STEP_COSTS = {"nll": 0.35, "torsion_nll": 0.1, "reverse_kl": 0.8, "conditional_kl": 0.2, "reweighted": 0.1}  # relative
 CHECKPOINT_SECONDS = 20.0
+MOST_SKIPPED = 100
 
 
 class Trainer:
@@ -91,6 +92,7 @@ class Trainer:
         self._hot = dataset.temperature or self._target
         self._energy_mean: float | None = None
         self._pool: Pool | None = None
+        self._skipped = 0  # steps in a row whose gradient was not finite
         self._wide: SplineFlow | None = None  # the flow as it was when the first stage with energies began
         self._evaluations_before = 0
         self._evaluations_at_start = 0 if potential is None else potential.n_evaluations
@@ -171,6 +173,8 @@ class Trainer:
             return "the validation loss stopped falling"
         if self._step >= stage.steps:
             return "all steps done"
+        if not self.generator.features.n_circular and not (stage.nll or stage.reverse_kl or stage.conditional_kl):
+            return "there are no rotatable torsions"
         if progress >= 1.0:
             return "time is up"
         if stage.needs_energies and not self._affordable(self._cost(stage) + EVALUATION_SIZE):
@@ -217,6 +221,8 @@ class Trainer:
         if not parts:
             return record
         loss = torch.stack([part.double() for part in parts.values()]).sum()
+        if not loss.requires_grad:  # a molecule without rotatable torsions has no density of them to learn
+            return record
         for group in self._optimizer.param_groups:
             factor = TORSION_FACTOR if group["torsions"] and stage.needs_energies else 1.0
             group["lr"] = factor * stage.learning_rate_at(progress, self._step)
@@ -228,6 +234,14 @@ class Trainer:
         if math.isfinite(norm):
             self._norms.append(norm)
             self._optimizer.step()
+            self._skipped = 0
+        else:
+            self._skipped += 1
+            if self._skipped >= MOST_SKIPPED:
+                raise ValueError(
+                    f"Training diverged in stage {stage.name!r}: the gradients of {MOST_SKIPPED} steps in a row are "
+                    "not finite. Start anew with a lower learning rate, or look at the data and the energies."
+                )
         return record | {"loss": float(loss.detach())} | {name: float(part.detach()) for name, part in parts.items()}
 
     def _reverse_kl(self, stage: Stage, kt: float, record: dict[str, Any]) -> dict[str, Tensor]:
@@ -243,7 +257,8 @@ class Trainer:
         log_prob = generator._path_log_prob(batch)
         reduced = self._energies()(batch) / kt
         record["finite"] = float(torch.isfinite(reduced).double().mean())
-        mean = self._mean_energy() / (BOLTZMANN * self._hot)
+        # by equipartition, where harmonic energies at this temperature are expected to be
+        mean = (self._mean_energy() - 0.5 * generator.n_dof * (BOLTZMANN * self._hot - kt)) / kt
         losses = [
             reverse_kl(own_log_prob, own_reduced, EnergyCap(), mean)
             for own_log_prob, own_reduced in zip(log_prob.split(sizes), reduced.split(sizes), strict=True)
@@ -256,42 +271,26 @@ class Trainer:
         """Weigh torsions at the present temperature; keep them if the weights are even enough."""
         assert self._wide is not None  # set when the stage began
         pool = draw_pool(self.generator, self._wide, self._energies().energy, kt, stage.pool_size, self._rng)
-        self._pool = pool if pool.ess_fraction >= stage.minimum_ess else None
+        self._pool = pool if pool is not None and pool.ess_fraction >= stage.minimum_ess else None
 
     def _evaluate(self) -> None:
-        """Effective sample size and well populations of fresh samples at the generator's temperature."""
         if not self._affordable(EVALUATION_SIZE):
             return
-        latent = self.generator.flow.sample_base(EVALUATION_SIZE, self._rng)
-        with torch.no_grad():
-            positions, log_prob = self.generator._decode(latent)
-            circular = self.generator.features.encode(self.generator.coordinates.to_internal(positions))[0]
-        energies = self._energies().energy(positions.cpu().numpy())
-        log_weights = -energies / (BOLTZMANN * self._target) - log_prob.cpu().numpy()
-        log_weights[~np.isfinite(log_weights)] = -np.inf
-        weights = np.exp(log_weights - log_weights.max())
-        weights /= weights.sum()
-        self.history.evaluations.append(
-            {
-                "stage": self._stages[self._stage_index].name,
-                "seconds": self.history.seconds,
-                "ess_fraction": float(1.0 / (weights**2).sum() / EVALUATION_SIZE),
-                "populations": self._populations(circular.cpu().numpy(), weights),
-            }
+        found = evaluate(
+            self.generator, self._energies().energy, BOLTZMANN * self._target, self._wells, self._pool, self._rng
         )
-
-    def _populations(self, circular: FloatArray, weights: FloatArray) -> list[dict[str, Any]]:
-        """Wells by the generator's own samples, and reweighted: by the pool's torsions where there are any."""
-        own = self._wells.populations(circular, weights)
-        if self._pool is not None:
-            pool = self._pool.circular.cpu().numpy().astype(np.float64)
-            weighted = self._wells.populations(pool, self._pool.weights.numpy())
-            for record, other in zip(own, weighted, strict=True):
-                record["reweighted"] = other["reweighted"]
-        return own
+        stage = self._stages[self._stage_index].name
+        self.history.evaluations.append({"stage": stage, "seconds": self.history.seconds, **found})
 
     def _finish(self) -> None:
+        if not self.generator.is_consistent:
+            self.history.warnings.append(
+                "Forward and inverse pass of the flow disagree on its own samples; it cannot be used. Train it anew "
+                "with a lower learning rate or on more data."
+            )
         if self.history.evaluations:
+            if self.history.evaluations[-1]["ess_fraction"] == 0.0:
+                self.history.warnings.append("No sample of the generator has a finite weight: the training failed.")
             starved = starved_wells(self.history.evaluations[-1]["populations"])
             self.history.warnings = list(dict.fromkeys([*self.history.warnings, *starved]))
         self._save()
