@@ -37,7 +37,8 @@ def generator_chain(n: int, rng: np.random.Generator, lost: int | None = None) -
     last = np.maximum.accumulate(np.where(fresh, np.arange(n), 0))
     drawn_phi, drawn_psi = torsions(rng.choice(4, size=n, p=proposal / proposal.sum()), rng)
     energy = rng.normal(-110.0, 9.0, size=n)[last]
-    return Chain(drawn_phi[last], drawn_psi[last], energy, proposed, accepted, np.linspace(0.0, 35.0, n), NOWHERE)
+    none, seconds = np.zeros(n, dtype=bool), np.linspace(0.0, 35.0, n)
+    return Chain(drawn_phi[last], drawn_psi[last], energy, proposed, accepted, none, seconds, NOWHERE)
 
 
 def stuck_chain(n: int, rng: np.random.Generator) -> Chain:
@@ -47,7 +48,7 @@ def stuck_chain(n: int, rng: np.random.Generator) -> Chain:
     states = rng.choice(3, size=n, p=POPULATIONS[:3] / POPULATIONS[:3].sum())
     phi, psi = torsions(states[np.maximum.accumulate(np.where(fresh, np.arange(n), 0))], rng)
     none = np.zeros(n, dtype=bool)
-    return Chain(phi, psi, rng.normal(-110.0, 9.0, size=n), none, none, np.linspace(0.0, 35.0, n), NOWHERE)
+    return Chain(phi, psi, rng.normal(-110.0, 9.0, size=n), none, none, none, np.linspace(0.0, 35.0, n), NOWHERE)
 
 
 def weighted_samples(n: int, rng: np.random.Generator, lost: int | None = None) -> GeneratorSamples:

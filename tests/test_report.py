@@ -121,6 +121,30 @@ def test_long_wait_is_seen(tmp_path, alanine):
     assert "longest wait" in failed
 
 
+def test_chain_off_the_support_is_seen_in_the_chain_itself_whatever_the_last_run_counted(tmp_path, alanine):
+    folder = write_run(tmp_path / "support", alanine)
+    chain = Chain.load(folder.chain_file)
+    chain.off_support[1000:9000] = chain.proposed[1000:9000]
+    chain.save(folder.chain_file)
+    folder.update_phase("sample", n_current_off_support=0)  # by a run that only looked in
+    failed = {check.name for check in judge(read_results(folder)).checks if check.status == "bad"}
+    assert failed == {"chain on the support"}
+
+
+def test_chain_of_a_file_without_supports_is_read_as_on_the_support(tmp_path, alanine):
+    folder = write_run(tmp_path / "old", alanine)
+    with np.load(folder.chain_file) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "off_support"}
+    np.savez(folder.chain_file, **arrays)
+    chain = Chain.load(folder.chain_file)
+    assert chain.off_support.shape == chain.proposed.shape
+    assert not chain.off_support.any()
+    del arrays["accepted"]
+    np.savez(folder.chain_file, **arrays)
+    with pytest.raises(ValueError, match="accepted"):
+        Chain.load(folder.chain_file)
+
+
 def test_one_dominating_weight_is_not_believed(tmp_path, alanine):
     folder = write_run(tmp_path / "weight", alanine)
     samples = GeneratorSamples.load(folder.generator_samples_file)
@@ -167,7 +191,7 @@ def test_other_peptides_show_the_residue_that_was_chosen(tmp_path):
 
 
 def chain_rest(chain: Chain) -> tuple[np.ndarray, ...]:
-    return chain.energy, chain.proposed, chain.accepted, chain.seconds, chain.last_positions
+    return chain.energy, chain.proposed, chain.accepted, chain.off_support, chain.seconds, chain.last_positions
 
 
 def test_molecule_without_backbone_is_judged_by_its_energies(tmp_path, alanine):

@@ -139,8 +139,9 @@ def generator_chain(
 
     def record_scan(scan: Scan, _: ThermodynamicState) -> None:
         recorder.add(
-            scan.positions, scan.reduced_potential * kt, rows=scan.chain, proposed=True, accepted=scan.accepted
-        )
+            scan.positions, scan.reduced_potential * kt, rows=scan.chain, proposed=True, accepted=scan.accepted,
+            off_support=scan.start_off_support,
+        )  # fmt: skip
 
     def cycle() -> None:
         sampler.run(1, context_cache=cache)
@@ -156,12 +157,11 @@ def generator_chain(
         _run(recorder, cycle, seconds, show)
     chain = Chain.load(path)
     n_cycles = int(np.count_nonzero(~chain.proposed)) - 1
-    move = sampler.move.move_list[0]
     return {
         "n_evaluations": int(chain.proposed.sum()) + n_cycles * (n_steps + 1),
         "n_proposed": int(chain.proposed.sum()),
         "n_accepted": int(chain.accepted.sum()),
-        "n_current_off_support": int(move.n_current_off_support),
+        "n_current_off_support": int(chain.off_support.sum()),
         "remark": f"{n_cycles:,} cycles of {n_proposals} proposals and {n_steps} steps",
     }
 
@@ -194,6 +194,7 @@ class _Recorder:
         proposed: bool,
         rows: Any = None,
         accepted: Any = None,
+        off_support: bool = False,
     ) -> None:
         """Add states, given as rows of arrays of positions and energies in which they may repeat."""
         rows = np.arange(len(positions)) if rows is None else rows
@@ -206,6 +207,7 @@ class _Recorder:
                 energy[rows],
                 np.full(n, proposed),
                 np.zeros(n, dtype=bool) if accepted is None else accepted,
+                np.full(n, off_support),
                 np.full(n, self.elapsed()),
                 positions[rows[-1]],
             )

@@ -6,7 +6,7 @@ import io
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from openmm_bg.files import write_bytes
 
 class _Record:
     """Arrays that are stored side by side in one .npz file."""
+
+    _absent_in_old_files: ClassVar[tuple[str, ...]] = ()  # one bool a state, False where the file has none
 
     def save(self, path: Path) -> None:
         """Write the arrays to one file, replacing it as a whole or not at all."""
@@ -30,10 +32,11 @@ class _Record:
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         try:
             with np.load(path, allow_pickle=False) as stored:
-                arrays: dict[str, Any] = {name: stored[name] for name in names}
+                absent = [name for name in cls._absent_in_old_files if name not in stored]
+                arrays: dict[str, Any] = {name: stored[name] for name in names if name not in absent}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"cannot read {path}: {error}; it is damaged, or was not written by openmm-bg") from error
-        return cls(**arrays)
+        return cls(**arrays, **{name: np.zeros(len(arrays["energy"]), dtype=bool) for name in absent})
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Chain(_Record):
         True for the state after a proposal of the generator, False for one reached by dynamics (and the first).
     accepted : ndarray of bool, shape (n,)
         Whether that proposal was accepted.
+    off_support : ndarray of bool, shape (n,)
+        Whether the state that the proposal was to replace, and so did not, is one that the generator cannot propose.
     seconds : ndarray, shape (n,)
         Wall time since the start of the chain.
     last_positions : ndarray, shape (n_atoms, 3)
@@ -61,8 +66,11 @@ class Chain(_Record):
     energy: FloatArray
     proposed: NDArray[np.bool_]
     accepted: NDArray[np.bool_]
+    off_support: NDArray[np.bool_]
     seconds: FloatArray
     last_positions: FloatArray
+
+    _absent_in_old_files = ("off_support",)
 
     def __len__(self) -> int:
         return len(self.energy)

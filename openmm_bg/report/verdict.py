@@ -92,8 +92,7 @@ def _chain_checks(results: Results) -> list[Check]:
             f"The chain went {method.trips.count:,} times from phi < 0 to 0 < phi < 2.3 rad and back.",
         )
     )
-    off_support = int(results.phases.get("sample", {}).get("n_current_off_support", 0))
-    fraction = off_support / max(1, int(chain.proposed.sum()))
+    fraction = int(chain.off_support.sum()) / max(1, int(chain.proposed.sum()))
     checks.append(
         Check(
             "chain on the support",
