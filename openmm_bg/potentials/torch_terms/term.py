@@ -25,7 +25,7 @@ class Term(nn.Module):
 
     Subclasses implement `forward(positions, parameters)`: positions (n, n_atoms, 3) in nm, float64, and the values of
     the System's global parameters by name give energies (n,) in kJ/mol, float64. It is differentiable by autograd, its
-    gradient is finite wherever the positions are (where atoms coincide, too), it works on the device of its buffers, and
+    gradient is finite wherever the positions are (also where atoms coincide), it works on the device of its buffers and
     treats every configuration by itself, so that a batch may be cut anywhere.
 
     Parameters
@@ -69,7 +69,7 @@ def global_parameters(force: openmm.Force) -> dict[str, float]:
     if count is None:
         return {}
     return {
-        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)  # type: ignore[attr-defined]
+        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
         for i in range(count())
     }
 
