@@ -43,7 +43,11 @@ def distances(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tor
 
 def angles(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> torch.Tensor:
     """Angles (k, n) at atoms `second`, in radians, 0 to pi."""
-    a, b = vectors(x, second, first), vectors(x, second, third)
+    return angle_between(vectors(x, second, first), vectors(x, second, third))
+
+
+def angle_between(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Angles (k, n) between vectors (3, k, n), in radians, 0 to pi."""
     return torch.atan2(length(cross(a, b)), dot(a, b))
 
 
@@ -51,7 +55,11 @@ def dihedrals(
     x: torch.Tensor, first: torch.Tensor, second: torch.Tensor, third: torch.Tensor, fourth: torch.Tensor
 ) -> torch.Tensor:
     """Dihedral angles (k, n) about the bonds second-third, in radians, -pi to pi, IUPAC sign (trans is pi)."""
-    a, b, c = vectors(x, first, second), vectors(x, second, third), vectors(x, third, fourth)
+    return dihedral_of(vectors(x, first, second), vectors(x, second, third), vectors(x, third, fourth))
+
+
+def dihedral_of(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Dihedral angles (k, n) of chains of three vectors (3, k, n), in radians, -pi to pi."""
     normal = cross(b, c)
     sine, cosine = length(b) * dot(a, normal), dot(cross(a, b), normal)
     undefined = sine * sine + cosine * cosine < SMALLEST**4
