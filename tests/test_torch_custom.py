@@ -43,7 +43,12 @@ def test_bond_angle_torsion_and_external_forces(seed: int, k: float) -> None:
     angle = openmm.CustomAngleForce("a*(cos(theta)-b)^2+k*theta")
     torsion = openmm.CustomTorsionForce("a*(1+cos(2*theta-b))+k*min(d,2*pi-d)^2;d=abs(theta-0.3);pi=3.1415926535")
     external = openmm.CustomExternalForce("a*((x-b)^2+sin(y)*k)+z")
-    for force, kind, size in ((bond, "Bond", 2), (angle, "Angle", 3), (torsion, "Torsion", 4), (external, "Particle", 1)):
+    for force, kind, size in (
+        (bond, "Bond", 2),
+        (angle, "Angle", 3),
+        (torsion, "Torsion", 4),
+        (external, "Particle", 1),
+    ):
         force.addGlobalParameter("k", 1.0)
         for name in "ab":
             getattr(force, f"addPer{kind}Parameter")(name)
@@ -75,7 +80,11 @@ def test_compound_bond_with_points_and_tabulated_function(seed: int) -> None:
 
 @random_systems
 @given(
-    seed=seeds, groups=st.integers(0, 2), cutoff=st.sampled_from([None, 0.6]), switch=st.booleans(), lamda=st.floats(0, 1)
+    seed=seeds,
+    groups=st.integers(0, 2),
+    cutoff=st.sampled_from([None, 0.6]),
+    switch=st.booleans(),
+    lamda=st.floats(0, 1),
 )
 def test_nonbonded_with_exclusions_groups_cutoff_and_switch(
     seed: int, groups: int, cutoff: float | None, switch: bool, lamda: float
@@ -127,7 +136,9 @@ def test_pairs_in_pieces_equal_pairs_at_once(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("treatment", ["exact", "direct-space"])
 def test_alchemical_system_at_lambdas_set_at_run_time(treatment: str) -> None:
     molecule = testsystems.AlanineDipeptideVacuum(constraints=None)
-    region = alchemy.AlchemicalRegion(alchemical_atoms=range(6, 16), annihilate_sterics=True, annihilate_electrostatics=True)
+    region = alchemy.AlchemicalRegion(
+        alchemical_atoms=range(6, 16), annihilate_sterics=True, annihilate_electrostatics=True
+    )
     factory = alchemy.AbsoluteAlchemicalFactory(
         consistent_exceptions=False, disable_alchemical_dispersion_correction=True, alchemical_pme_treatment=treatment
     )
@@ -141,7 +152,11 @@ def test_alchemical_system_at_lambdas_set_at_run_time(treatment: str) -> None:
 def test_energies_and_gradients_of_coinciding_atoms_are_finite() -> None:
     system = particles(4)
     pairs = openmm.CustomNonbondedForce("(0.3/r)^12-(0.3/r)^6+1/r+log(r)")
-    bond, angle, torsion = openmm.CustomBondForce("1/r"), openmm.CustomAngleForce("theta"), openmm.CustomTorsionForce("theta")
+    bond, angle, torsion = (
+        openmm.CustomBondForce("1/r"),
+        openmm.CustomAngleForce("theta"),
+        openmm.CustomTorsionForce("theta"),
+    )
     bond.addBond(0, 1)
     angle.addAngle(0, 1, 2)
     torsion.addTorsion(0, 1, 2, 3)

@@ -111,7 +111,9 @@ def _texts() -> st.SearchStrategy[str]:
             inner.map("({})".format),
             inner.map("-{}".format),
             st.tuples(inner, st.sampled_from(["^2", "^3", "^-2", "/2"])).map("".join),
-            st.tuples(st.sampled_from(["sin", "cos", "tanh", "abs", "erf", "step"]), inner).map("{0[0]}({0[1]})".format),
+            st.tuples(st.sampled_from(["sin", "cos", "tanh", "abs", "erf", "step"]), inner).map(
+                "{0[0]}({0[1]})".format
+            ),
             st.tuples(st.sampled_from(["min", "max"]), inner, inner).map("{0[0]}({0[1]},{0[2]})".format),
         )
 

@@ -76,7 +76,9 @@ def test_discrete_tables_equal_openmm() -> None:
         (openmm.Discrete2DFunction(3, 4, rng.normal(size=12)), (3, 4)),
         (openmm.Discrete3DFunction(2, 3, 4, rng.normal(size=24)), (2, 3, 4)),
     ):
-        points = np.stack([rng.integers(0, size, 20) for size in sizes], axis=1) + rng.uniform(-0.4, 0.4, (20, len(sizes)))
+        points = np.stack([rng.integers(0, size, 20) for size in sizes], axis=1) + rng.uniform(
+            -0.4, 0.4, (20, len(sizes))
+        )
         assert_equals_openmm(function, points)
 
 

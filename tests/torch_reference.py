@@ -42,7 +42,7 @@ def by_torch(system: openmm.System, positions: np.ndarray, parameters: Mapping[s
 def assert_equal_to_reference(
     system: openmm.System, positions: np.ndarray, parameters: Mapping[str, float] | None = None
 ) -> None:
-    """Energies to 1e-6 relative + 1e-5 kJ/mol, forces to 1e-4 of their norm + 1e-5 kJ/mol/nm, one by one and as a batch."""
+    """Energies to 1e-6 + 1e-5 kJ/mol, forces to 1e-4 of their norm + 1e-5 kJ/mol/nm; a batch equals one by one."""
     expected, expected_forces = by_openmm(system, positions, parameters)
     energies, forces = by_torch(system, positions, parameters)
     np.testing.assert_allclose(energies, expected, rtol=1e-6, atol=1e-5)

@@ -46,7 +46,7 @@ class CustomBondedTerm(Term):
     names
         Names of the per-group parameters.
     variables
-        From coordinates (3, n_atoms, n) and atoms (m, k) to the expression's variables by name, (k, n) or (3, k, n) each.
+        From coordinates (3, n_atoms, n) and atoms (m, k) to the expression's variables, (k, n) or (3, k, n), by name.
     tables
         Tabulated functions by name; they follow the term to its device.
     functions

@@ -134,7 +134,7 @@ class CustomGBTerm(Term):
         block: tuple[int, int, int],
         once: bool = False,
     ) -> Tensor:
-        """Values (rows, columns, n) of an expression for particles 1 (rows start to stop) and 2 (columns from first)."""
+        """Values (rows, columns, n) for particles 1 (rows start to stop) and 2 (columns from first)."""
         start, stop, first = block
         mask = (self.included if kind == openmm.CustomGBForce.ParticlePair else self.different)[start:stop, first:]
         if once:

@@ -46,9 +46,7 @@ class CustomNonbondedTerm(Term):
         self.expression = compile_expression(force, force.getEnergyFunction(), functions)
         self.computed = [
             (name, compile_expression(force, text, functions))
-            for name, text in (
-                force.getComputedValueParameters(index) for index in range(force.getNumComputedValues())
-            )
+            for name, text in (force.getComputedValueParameters(index) for index in range(force.getNumComputedValues()))
         ]
         self.names, values = per_particle_parameters(force)
         self.values = self.store("values", values)
@@ -58,7 +56,7 @@ class CustomNonbondedTerm(Term):
         """Energies (n,) in kJ/mol of positions (n, n_atoms, 3) in nm."""
         x = geometry.configurations_last(positions)
         constants: dict[str, Value] = {name: parameters[name] for name in self.defaults}
-        particles: dict[str, Value] = dict(zip(self.names, self.values.to(x.dtype)[:, :, None], strict=True))
+        particles: dict[str, Tensor] = dict(zip(self.names, self.values.to(x.dtype)[:, :, None], strict=True))
         for name, expression in self.computed:
             value = expression({**constants, **particles}, like=x)
             assert isinstance(value, Tensor)

@@ -1,7 +1,8 @@
 """OpenMM's expression language (Lepton), read into a list of torch operations: nothing is ever passed to `eval`.
 
 `Expression("k*(r-r0)^2; k=100")(variables)` evaluates on tensors that broadcast against each other. Equal parts are
-computed once, whatever depends on parameters alone stays as small as the parameters, and integer powers become products.
+computed once, whatever depends on parameters alone stays as small as the parameters, and integer
+powers become products.
 """
 
 from __future__ import annotations
@@ -267,8 +268,9 @@ class Expression:
         if name in self._functions:
             return self._add(_Step("custom", name, tuple(arguments)))
         if name not in _FUNCTIONS:
-            raise self._error(f"unknown function '{name}'; known are {', '.join([*_FUNCTIONS, *self._functions])}",
-                              token.position)
+            raise self._error(
+                f"unknown function '{name}'; known are {', '.join([*_FUNCTIONS, *self._functions])}", token.position
+            )
         expected = _FUNCTIONS[name][0]
         if len(arguments) != expected:
             raise self._error(f"{name} takes {expected} arguments, {len(arguments)} found", token.position)
@@ -338,7 +340,9 @@ class Expression:
         return step.name != "/" or self._steps[step.arguments[1]].kind != "constant"
 
     def _error(self, problem: str, position: int) -> ExpressionError:
-        return ExpressionError(f"{problem} at position {position} of the expression\n  {self.text}\n  {' ' * position}^")
+        return ExpressionError(
+            f"{problem} at position {position} of the expression\n  {self.text}\n  {' ' * position}^"
+        )
 
 
 def _finite_gradient(value: Any) -> Any:

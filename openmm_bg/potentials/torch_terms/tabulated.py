@@ -124,7 +124,9 @@ def tabulated_function(function: openmm.TabulatedFunction) -> nn.Module:
         sizes, values, limits = parameters[:dimensions], parameters[dimensions], parameters[dimensions + 1 :]
         bounds = [(limits[2 * axis], limits[2 * axis + 1]) for axis in range(dimensions)]
         return ContinuousFunction(_first_axis_fastest(values, sizes), bounds, periodic)
-    raise UnsupportedForce(f"The torch backend does not know tabulated functions of the type {type(function).__name__}.")
+    raise UnsupportedForce(
+        f"The torch backend does not know tabulated functions of the type {type(function).__name__}."
+    )
 
 
 def tabulated_functions(force: Any) -> nn.ModuleDict:
