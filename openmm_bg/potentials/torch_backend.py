@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import openmm
 import torch
 from numpy.typing import NDArray
 
-from openmm_bg.potentials.platforms import lattice
+from openmm_bg.potentials.platforms import PlatformChoice, lattice
 from openmm_bg.potentials.torch_terms import Term, UnsupportedForce, build_term
 
 FloatArray = NDArray[np.float64]
@@ -22,7 +23,8 @@ _DISPLACEMENTS, _SEED = (0.0, 0.005, 0.02), 20240501  # nm, of the structures th
 _ENERGY_TOLERANCE = {"double": (1e-6, 1e-5), "mixed": (2e-5, 2e-2)}  # of the force's energy; kJ/mol
 _FORCE_TOLERANCE = {"double": 1e-4, "mixed": 1e-3}  # of the largest force
 _MOST_GROUPS = 31
-_CPU_ELEMENTS, _CPU_MOST_ELEMENTS = 32_768, 4_194_304  # numbers in an array: what a core's cache holds; at most
+_SECONDS_TO_MEASURE, _MOST_ROWS_TO_MEASURE, _LEAST_GAIN = 0.05, 4096, 1.1
+_CPU_ELEMENTS, _CPU_MOST_ELEMENTS = 131_072, 4_194_304  # numbers in the largest array of a chunk: aimed at; at most
 _FEWEST_ROWS, _MOST_ROWS = 16, 512  # on a CPU: short rows waste time in memory access, long ones leave the cache
 _GPU_SHARE, _BYTES_PER_ELEMENT = 0.25, 128  # of the free memory; of about sixteen arrays alive at once
 
@@ -99,11 +101,13 @@ class TorchBackend:
         self._indices = [i for i, term in made.items() if term is not None]
         self.terms: list[Term] = [term.to(self.device) for term in made.values() if term is not None]
         for term in self.terms:
-            if precision == "mixed" and hasattr(term, "pair_dtype"):
+            if precision == "mixed":
                 term.pair_dtype = torch.float32
         self.parameters: dict[str, float] = {}
         for term in self.terms:
             self.parameters.update(term.defaults)
+        self.choice = PlatformChoice("torch", {"Device": str(self.device), "Precision": precision}, "energies")
+        self.n_workers, self.last_error = 1, None
         self.check: SelfCheck = self._compare(system, lattice(self.n_atoms) if reference is None else reference)
 
     def set_parameters(self, values: Mapping[str, float]) -> None:
@@ -154,7 +158,7 @@ class TorchBackend:
                 rows = self._fewer_rows(min(rows, len(positions) - start), error)
                 continue
             energies[chunk] = energy
-            if gradients is not None:
+            if gradients is not None and gradient is not None:
                 gradients[chunk] = gradient
             start += rows
         return energies, gradients
@@ -197,8 +201,8 @@ class TorchBackend:
     def _fewer_rows(self, rows: int, error: RuntimeError) -> int:
         if rows == 1:
             raise MemoryError(
-                f"The memory of {self.device} does not suffice for one configuration of {self.n_atoms} atoms ({error}). "
-                "Free memory, or use backend='openmm'."
+                f"The memory of {self.device} does not suffice for one configuration of {self.n_atoms} atoms "
+                f"({error}). Free memory, or use backend='openmm'."
             ) from error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -211,7 +215,7 @@ class TorchBackend:
         expected, expected_forces = _reference_energies(system, batch, self._indices)
         energies = self.term_energies(torch.from_numpy(batch).to(self.device)).detach().cpu().numpy()
         relative, absolute = _ENERGY_TOLERANCE[self.precision]
-        errors = {}
+        errors: dict[str, float] = {}
         for term, found, true in zip(self.terms, energies, expected, strict=True):
             finite = np.isfinite(true)
             difference = np.abs(found[finite] - true[finite])
@@ -231,10 +235,51 @@ class TorchBackend:
         if not (difference <= _FORCE_TOLERANCE[self.precision] * size).all():
             raise BackendMismatch(
                 f"Energies agree, but the total forces in torch differ from those of OpenMM's Reference platform by "
-                f"{difference} kJ/mol/nm, where the largest force is {size}; forces: {', '.join(errors) or 'none'}. Use "
-                "backend='openmm', and report the System."
+                f"{difference} kJ/mol/nm, where the largest force is {size}; forces: {', '.join(errors) or 'none'}. "
+                "Use backend='openmm', and report the System."
             )
         return SelfCheck(errors, float((difference / size).max(initial=0.0)))
+
+
+class EnergyBackend(Protocol):
+    """What computes energies and forces of arrays."""
+
+    def evaluate(self, positions: FloatArray, *, with_forces: bool) -> tuple[FloatArray, FloatArray | None]:
+        """Energies in kJ/mol and forces in kJ/mol/nm of positions in nm."""
+
+
+def faster_torch_backend(
+    system: openmm.System,
+    other: EnergyBackend,
+    device: str | torch.device,
+    *,
+    precision: Precision = "double",
+    reference: FloatArray | None = None,
+) -> tuple[TorchBackend | None, str]:
+    """A torch backend if it knows all forces, agrees with OpenMM and is faster than `other`; and the reason, as text.
+
+    Both compute energies and forces of the same batch, in turn, and their best times count.
+    """
+    try:
+        backend = TorchBackend(system, device, precision=precision, reference=reference)
+    except (UnsupportedForce, BackendMismatch) as error:
+        return None, f"openmm, because torch cannot: {error}"
+    batch = np.repeat(lattice(backend.n_atoms)[None], _FEWEST_ROWS, axis=0)
+    slowest = max(_seconds(backend, batch), _seconds(other, batch)) / len(batch)
+    n_rows = int(np.clip(_SECONDS_TO_MEASURE / slowest, _FEWEST_ROWS, _MOST_ROWS_TO_MEASURE))
+    batch = np.repeat(batch[:1], n_rows, axis=0)
+    ours, theirs = (min(_seconds(each, batch) for _ in range(3)) / n_rows for each in (backend, other))
+    rates = f"torch {1.0 / ours:,.0f}, openmm {1.0 / theirs:,.0f} energies and forces per second"
+    if ours * _LEAST_GAIN < theirs:
+        return backend, f"torch, measured: {rates}"
+    backend.close()
+    return None, f"openmm, measured: {rates}"
+
+
+def _seconds(backend: EnergyBackend, batch: FloatArray) -> float:
+    begin = time.perf_counter()
+    backend.evaluate(batch, with_forces=True)
+    return time.perf_counter() - begin
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -259,9 +304,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _reference_energies(
-    system: openmm.System, batch: FloatArray, indices: list[int]
-) -> tuple[FloatArray, FloatArray]:
+def _reference_energies(system: openmm.System, batch: FloatArray, indices: list[int]) -> tuple[FloatArray, FloatArray]:
     """Energies (n_forces, n) of single forces, and total forces (n, n_atoms, 3), on the Reference platform."""
     alone = copy.deepcopy(system)
     for force in alone.getForces():

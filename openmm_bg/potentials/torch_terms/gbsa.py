@@ -32,7 +32,6 @@ class GBSAOBCTerm(Term):
             raise UnsupportedForce(f"The force {force.getName()!r} is periodic; the torch backend knows no box.")
         n_atoms = system.getNumParticles()
         super().__init__(force, elements=n_atoms * (n_atoms - 1) // 2)
-        self.pair_dtype = torch.float64
         self._cutoff = float(force.getCutoffDistance()._value) if method else None
         table = [force.getParticleParameters(i) for i in range(n_atoms)]
         charge, radius, scale = np.array([[float(getattr(v, "_value", v)) for v in row] for row in table]).T
@@ -59,11 +58,13 @@ class GBSAOBCTerm(Term):
         integral, kept = self._integrals(x, with_gradient)
         tanh = torch.tanh(integral * (_ALPHA + integral * (-_BETA + integral * _GAMMA)))
         born = (self._inner.reciprocal() - tanh / self._radius).reciprocal()
-        surface = self._surface * born.pow(-6)
+        surface = self._surface / (born * born * born).square()
         own = self._self / born
         energy = (surface + own).sum(0)
         by_born = -(6.0 * surface + own) / born  # derivative of the energy by the Born radii
-        factors = [self._polarisation(block, square, born, by_born, energy, slopes) for block, _, square, slopes in kept]
+        factors = [
+            self._polarisation(block, square, born, by_born, energy, slopes) for block, _, square, slopes in kept
+        ]
         if not with_gradient:
             return energy, None
         slope = _ALPHA + integral * (-2.0 * _BETA + integral * (3.0 * _GAMMA))
@@ -71,7 +72,8 @@ class GBSAOBCTerm(Term):
         by_sum = by_sum.to(self.pair_dtype)  # derivative of the energy by the sums over the descreening terms
         gradient = torch.zeros_like(x)
         for (block, vector, _, slopes), factor in zip(kept, factors, strict=True):
-            assert slopes is not None and factor is not None
+            assert slopes is not None
+            assert factor is not None
             i, j = self._first[block], self._second[block]
             factor.addcmul_(slopes[0], by_sum.index_select(0, i)).addcmul_(slopes[1], by_sum.index_select(0, j))
             add_to_atoms(gradient, i, j, vector, factor)
@@ -116,7 +118,7 @@ class GBSAOBCTerm(Term):
         exponent = square / product
         exponent.mul_(-0.25)
         gauss = exponent.exp()
-        inverse = torch.addcmul(square, product, gauss).rsqrt_()
+        inverse = torch.addcmul(square, product, gauss).sqrt_().reciprocal_()
         charges = self._charges[block].to(square.dtype)
         pair_energy = charges * inverse
         if self._cutoff is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import openmm
 import torch
@@ -38,7 +40,6 @@ class NonbondedTerm(Term):
             )
         n_atoms = system.getNumParticles()
         super().__init__(force, elements=n_atoms * (n_atoms - 1) // 2)
-        self.pair_dtype = torch.float64
         self.has_cutoff = method == openmm.NonbondedForce.CutoffNonPeriodic
         self._set_cutoff(force)
         self._particles = _Offsets(
@@ -52,7 +53,9 @@ class NonbondedTerm(Term):
         )
         excepted = np.array([entry[:2] for entry in exceptions], dtype=np.int64).reshape(-1, 2)
         first, second = upper_pairs(n_atoms)
-        plain = ~np.isin(first * n_atoms + second, excepted.min(1, initial=n_atoms) * n_atoms + excepted.max(1, initial=-1))
+        plain = ~np.isin(
+            first * n_atoms + second, excepted.min(1, initial=n_atoms) * n_atoms + excepted.max(1, initial=-1)
+        )
         self._pairs = first[plain], second[plain]
         self._exception_pairs = excepted[:, 0], excepted[:, 1]
         self._stored_for: tuple[float, ...] | None = None
@@ -122,8 +125,10 @@ class NonbondedTerm(Term):
             i, j = first[block], second[block]
             vector, square = pair_vectors(x, i, j, dtype)
             coulomb, dispersion, sixth = (array[block].to(dtype) for array in coefficients)
-            pair_energy, factor = _pair(square, coulomb, dispersion, sixth) if not cutoff else self._cut_pair(
-                square, coulomb, dispersion, sixth
+            pair_energy, factor = (
+                _pair(square, coulomb, dispersion, sixth)
+                if not cutoff
+                else self._cut_pair(square, coulomb, dispersion, sixth)
             )
             energy += pair_energy.sum(0, dtype=torch.float64)
             if gradient is not None:
@@ -170,9 +175,9 @@ def _switch(distance: torch.Tensor, start: float, end: float) -> tuple[torch.Ten
 class _Offsets:
     """Charge, sigma and epsilon of particles or exceptions, moved by global parameters."""
 
-    def __init__(self, entries: list[list[object]], offsets: list[list[object]]) -> None:
+    def __init__(self, entries: list[list[Any]], offsets: list[list[Any]]) -> None:
         self._base = np.array([[float(getattr(v, "_value", v)) for v in entry] for entry in entries]).reshape(-1, 3)
-        self._offsets = [(str(name), int(i), np.array(scales, dtype=float)) for name, i, *scales in offsets]  # type: ignore[call-overload]
+        self._offsets = [(str(name), int(i), np.array(scales, dtype=float)) for name, i, *scales in offsets]
 
     def at(self, parameters: Parameters) -> tuple[FloatArray, FloatArray, FloatArray]:
         values = self._base.copy()

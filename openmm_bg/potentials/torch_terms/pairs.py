@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 SMALLEST_DOUBLE = 1e-10  # nm; distances in pair energies are bounded below by it
 SMALLEST_SINGLE = 0.02  # nm; the twelfth power of its inverse is finite in single precision
-_BLOCK = {"cpu": 32_768, "cuda": 8_388_608}  # numbers in an array of a block: a quarter MB of cache, or a busy GPU
+# Numbers in an array of a block: what stays in the cache of one core; what torch shares out among threads; a busy GPU.
+_CPU_BLOCK, _THREAD_BLOCK, _GPU_BLOCK = 16_384, 32_768, 8_388_608
 
 EnergyAndGradient = Callable[[torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -48,7 +49,12 @@ def upper_pairs(n_atoms: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def blocks(n_pairs: int, n_configurations: int, device: torch.device) -> Iterator[slice]:
     """Cut the pairs so that the arrays of a block hold about as many numbers as suits the device."""
-    step = max(1, _BLOCK.get(device.type, _BLOCK["cuda"]) // max(1, n_configurations))
+    if device.type == "cuda":
+        size = _GPU_BLOCK
+    else:
+        n_threads = torch.get_num_threads()
+        size = _CPU_BLOCK if n_threads == 1 else _THREAD_BLOCK * n_threads
+    step = max(1, size // max(1, n_configurations))
     for start in range(0, n_pairs, step):
         yield slice(start, start + step)
 

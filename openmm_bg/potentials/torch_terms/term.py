@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openmm
 import torch
@@ -41,6 +41,8 @@ class Term(nn.Module):
         The force's name.
     force_group : int
         The force's group.
+    pair_dtype : torch.dtype
+        Precision of the arrays over pairs of atoms, in terms that have them; sums are in double precision.
     defaults : dict of str
         Default values of the global parameters that the term reads, by name.
     """
@@ -50,11 +52,16 @@ class Term(nn.Module):
         self.name: str = force.getName()
         self.force_group: int = force.getForceGroup()
         self.elements = max(1, elements)
+        self.pair_dtype = torch.float64
         self.defaults: dict[str, float] = global_parameters(force)
 
     def forward(self, positions: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Energies (n,) in kJ/mol of positions (n, n_atoms, 3) in nm."""
         raise NotImplementedError
+
+    if TYPE_CHECKING:  # buffers are attributes that type checkers cannot see
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def store(self, name: str, values: Any, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """Keep an array as a buffer that follows the module to its device, and return it."""
@@ -68,10 +75,7 @@ def global_parameters(force: openmm.Force) -> dict[str, float]:
     count = getattr(force, "getNumGlobalParameters", None)
     if count is None:
         return {}
-    return {
-        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
-        for i in range(count())
-    }
+    return {force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i) for i in range(count())}
 
 
 def register(force_class: type[openmm.Force]) -> Callable[[Builder], Builder]:
