@@ -160,6 +160,7 @@ class Expression:
         if missing:
             raise ExpressionError(f"'{self.text}' needs {sorted(missing)}, which are not defined here")
         values: list[Value] = []
+        entering: dict[tuple[int, tuple[int, int]], Value] = {}
         for number, step in enumerate(self._steps):
             if step.kind == "constant":
                 values.append(step.value)
@@ -167,13 +168,18 @@ class Expression:
                 values.append(variables[step.name])
             else:
                 arguments = [values[index] for index in step.arguments]
-                values.append(self._apply(step, arguments, number in self._guarded))
+                for position, branch in self._guarded.get(number, ()):
+                    key = step.arguments[position], branch
+                    if key not in entering:
+                        entering[key] = _finite_gradient(arguments[position])
+                    arguments[position] = entering[key]
+                values.append(self._apply(step, arguments))
         result = values[-1]
         if like is not None and not isinstance(result, Tensor):
             return torch.full((), result, dtype=like.dtype, device=like.device)
         return result
 
-    def _apply(self, step: _Step, arguments: list[Value], guarded: bool) -> Value:
+    def _apply(self, step: _Step, arguments: list[Value]) -> Value:
         if step.kind == "custom":
             function = self._functions[step.name]
         else:
@@ -181,8 +187,6 @@ class Expression:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         if not tensors:
             return float(function(*(torch.tensor(argument, dtype=torch.float64) for argument in arguments)))
-        if guarded:
-            arguments = [_finite_gradient(argument) for argument in arguments]
         if step.name not in _TAKE_NUMBERS:
             arguments = [a if isinstance(a, Tensor) else tensors[0].new_full((), a) for a in arguments]
         return function(*arguments)
@@ -282,8 +286,8 @@ class Expression:
     def _power(self, base: int, exponent: int) -> int:
         step = self._steps[exponent]
         if step.kind == "constant" and step.value.is_integer() and 0 < abs(step.value) <= _LARGEST_PRODUCT:
-            product = self._product(base, abs(int(step.value)))
-            return product if step.value > 0 else self._operation("/", self._constant(1.0), product)
+            base = base if step.value > 0 else self._operation("/", self._constant(1.0), base)
+            return self._product(base, abs(int(step.value)))
         return self._operation("^", base, exponent)
 
     def _product(self, base: int, exponent: int) -> int:
@@ -298,8 +302,12 @@ class Expression:
 
     def _operation(self, name: str, *arguments: int) -> int:
         step = _Step("operation", name, arguments)
+        if name == "/":
+            numerator, divisor = (self._steps[index] for index in arguments)
+            if numerator.value == 1.0 and divisor.name == "*" and len(set(divisor.arguments)) == 1:
+                return self._product(self._operation("/", arguments[0], divisor.arguments[0]), 2)  # 1/x is often there
         if all(self._steps[index].kind == "constant" for index in arguments):
-            value = self._apply(step, [self._steps[index].value for index in arguments], False)
+            value = self._apply(step, [self._steps[index].value for index in arguments])
             if math.isfinite(value):
                 return self._constant(float(value))
         return self._add(step)
@@ -323,21 +331,42 @@ class Expression:
             for s in (self._steps[old] for old in kept)
         ]
 
-    def _find_guarded(self) -> frozenset[int]:
-        """Steps inside a branch of `select` whose gradient can be infinite where the branch is not selected."""
-        inside: set[int] = set()
-        for number in range(len(self._steps) - 1, -1, -1):
-            step = self._steps[number]
-            if step.name in ("select", "select>=0"):
-                inside.update(step.arguments[1:])
-            if number in inside:
-                inside.update(step.arguments)
-        return frozenset(number for number in inside if self._singular(self._steps[number]))
+    def _find_guarded(self) -> dict[int, list[tuple[int, tuple[int, int]]]]:
+        """For every step the arguments, with branch, that enter a branch of `select` whose gradient can be infinite.
 
-    def _singular(self, step: _Step) -> bool:
-        if step.kind != "operation" or step.name not in _SINGULAR:
-            return False
-        return step.name != "/" or self._steps[step.arguments[1]].kind != "constant"
+        A step belongs to a branch if nothing else uses it. Where the branch is not selected, whatever comes back from
+        it to its inputs, NaN from 0 * inf included, is zero.
+        """
+        users: list[list[tuple[int, int]]] = [[] for _ in self._steps]
+        for number, step in enumerate(self._steps):
+            for position, index in enumerate(step.arguments):
+                users[index].append((number, position))
+        branches: list[tuple[int, int] | None] = [None] * len(self._steps)
+
+        def branch_of(user: int, position: int) -> tuple[int, int] | None:
+            is_branch = position > 0 and self._steps[user].name in ("select", "select>=0")
+            return (user, position) if is_branch else branches[user]
+
+        for number in range(len(self._steps) - 2, -1, -1):
+            if self._steps[number].kind == "variable":
+                continue
+            found = {branch_of(*use) for use in users[number]}
+            branches[number] = found.pop() if len(found) == 1 else None
+        singular = {branches[number] for number, step in enumerate(self._steps) if step.name in _SINGULAR}
+        guarded: dict[int, list[tuple[int, tuple[int, int]]]] = {}
+        for number, uses in enumerate(users):
+            for user, position in uses:
+                branch = branch_of(user, position)
+                if branch is not None and branch in singular and branch != branches[number]:
+                    guarded.setdefault(user, []).append((position, branch))
+        inside = {user for user, positions in guarded.items() if positions}
+        for number in range(len(self._steps) - 1, -1, -1):  # what branches share with the rest: each by itself
+            step = self._steps[number]
+            if any(branch_of(*use) is not None or use[0] in inside for use in users[number]):
+                inside.add(number)
+                if step.name in _SINGULAR and branches[number] is None:
+                    guarded[number] = [(position, (number, position)) for position in range(len(step.arguments))]
+        return guarded
 
     def _error(self, problem: str, position: int) -> ExpressionError:
         return ExpressionError(
