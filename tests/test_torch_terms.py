@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_fixtures import assert_as_openmm, assert_gradient_is_force, gradients_at, particles, scattered
 
 from openmm_bg.potentials import UnsupportedForce
 from openmm_bg.potentials.torch_terms import build_term
-from torch_fixtures import assert_as_openmm, assert_gradient_is_force, gradients_at, particles, scattered
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
@@ -60,9 +60,7 @@ def cmap(n: int, rng: np.random.Generator) -> openmm.Force:
     for size in (6, 9):
         force.addMap(size, rng.normal(scale=10, size=size * size))
     for which in (0, 1, 1, 0):
-        force.addTorsion(
-            which, *map(int, rng.choice(n, 4, replace=False)), *map(int, rng.choice(n, 4, replace=False))
-        )
+        force.addTorsion(which, *map(int, rng.choice(n, 4, replace=False)), *map(int, rng.choice(n, 4, replace=False)))
     return force
 
 
@@ -122,7 +120,6 @@ MAKERS = {
 @given(n=sizes, seed=seeds)
 def test_random_forces_equal_openmm(kind: str, n: int, seed: int) -> None:
     system = with_force(n, MAKERS[kind](n, np.random.default_rng(seed)))
-    # the bound on closeness keeps pairs off each other's centre, where OpenMM's Born forces have another branch
     assert_as_openmm(system, scattered(n, seed))
 
 
