@@ -169,12 +169,21 @@ def test_numbers_alone_give_a_number() -> None:
     assert Expression("1/j")({"j": 0.0}) == np.inf
 
 
-def test_branch_that_is_not_selected_leaves_the_gradient_finite() -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("select(step(a-1), sqrt(a)+1/a+log(a), a^2)", [-2.0, 0.0, 1 / 4 - 1 / 16 + 1 / 4]),
+        ("select(step(a-1), log(L), 2*L)+select(step(a-1), L^0.5, a); L=a-1", [3.0, 3.0, 1 / 3 + 0.5 / 3**0.5]),
+        ("select(step(a-1), S, a)+select(step(a-1), 2*S, a); S=sqrt(a)", [2.0, 2.0, 0.75]),
+        ("select(step(a-1), select(step(a-2), 1/a, sqrt(-a)), a)", [1.0, 1.0, -1 / 16]),
+    ],
+)
+def test_branch_that_is_not_selected_leaves_the_gradient_finite(text: str, expected: list[float]) -> None:
     a = torch.tensor([-1.0, 0.0, 4.0], dtype=torch.float64, requires_grad=True)
-    result = Expression("select(step(a-1), sqrt(a)+1/a+log(a), a^2)")({"a": a})
+    result = Expression(text)({"a": a})
     assert isinstance(result, torch.Tensor)
     (gradient,) = torch.autograd.grad(result.sum(), a)
-    np.testing.assert_allclose(gradient.numpy(), [-2.0, 0.0, 1 / 4 - 1 / 16 + 1 / 4])
+    np.testing.assert_allclose(gradient.numpy(), expected)
 
 
 def test_equal_parts_are_computed_once() -> None:

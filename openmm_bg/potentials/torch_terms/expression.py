@@ -161,6 +161,7 @@ class Expression:
             raise ExpressionError(f"'{self.text}' needs {sorted(missing)}, which are not defined here")
         values: list[Value] = []
         entering: dict[tuple[int, tuple[int, int]], Value] = {}
+        reciprocals: dict[int, Tensor] = {}
         for number, step in enumerate(self._steps):
             if step.kind == "constant":
                 values.append(step.value)
@@ -173,7 +174,16 @@ class Expression:
                     if key not in entering:
                         entering[key] = _finite_gradient(arguments[position])
                     arguments[position] = entering[key]
-                values.append(self._apply(step, arguments))
+                divisor = arguments[-1]
+                if step.name == "/" and isinstance(divisor, Tensor) and divisor.requires_grad:
+                    # the gradient of a product is the cheaper one, and several quotients often share a divisor
+                    if id(divisor) not in reciprocals:
+                        reciprocals[id(divisor)] = divisor.reciprocal()
+                    reciprocal = reciprocals[id(divisor)]
+                    is_one = not isinstance(arguments[0], Tensor) and arguments[0] == 1.0
+                    values.append(reciprocal if is_one else arguments[0] * reciprocal)
+                else:
+                    values.append(self._apply(step, arguments))
         result = values[-1]
         if like is not None and not isinstance(result, Tensor):
             return torch.full((), result, dtype=like.dtype, device=like.device)
