@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from openmm_bg.potentials.torch_terms import geometry
 from openmm_bg.potentials.torch_terms.custom_bonded import compile_expression
 from openmm_bg.potentials.torch_terms.custom_nonbonded import cutoff_distance, per_particle_parameters
-from openmm_bg.potentials.torch_terms.expression import Expression, Value
+from openmm_bg.potentials.torch_terms.expression import Expression
+from openmm_bg.potentials.torch_terms.expression_functions import Value
 from openmm_bg.potentials.torch_terms.tabulated import tabulated_functions
 from openmm_bg.potentials.torch_terms.term import Parameters, Term, register
 

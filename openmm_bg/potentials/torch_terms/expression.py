@@ -8,17 +8,22 @@ powers become products.
 from __future__ import annotations
 
 import math
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-Value = Tensor | float
-TensorFunction = Callable[..., Tensor]
+from openmm_bg.potentials.torch_terms.expression_functions import (
+    FUNCTIONS,
+    OPERATORS,
+    SINGULAR,
+    TAKE_NUMBERS,
+    TensorFunction,
+    Value,
+    finite_gradient,
+)
 
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<function>[^\s+\-*/^,();=]+\()"
@@ -31,70 +36,6 @@ _LARGEST_PRODUCT = 24  # integer powers up to this one become products
 
 class ExpressionError(ValueError):
     """An expression that OpenMM's language does not allow; the message shows the place."""
-
-
-class _FiniteGradient(torch.autograd.Function):
-    """Identity whose gradient is finite: a branch that was not selected sends back 0 * inf."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return torch.nan_to_num(gradients[0], nan=0.0)
-
-
-def _select(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(condition != 0, x, y)
-
-
-def _select_not_negative(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(condition >= 0, x, y)
-
-
-_FUNCTIONS: dict[str, tuple[int, TensorFunction]] = {
-    "sqrt": (1, torch.sqrt),
-    "exp": (1, torch.exp),
-    "log": (1, torch.log),
-    "sin": (1, torch.sin),
-    "cos": (1, torch.cos),
-    "sec": (1, lambda x: 1 / torch.cos(x)),
-    "csc": (1, lambda x: 1 / torch.sin(x)),
-    "tan": (1, torch.tan),
-    "cot": (1, lambda x: 1 / torch.tan(x)),
-    "asin": (1, torch.asin),
-    "acos": (1, torch.acos),
-    "atan": (1, torch.atan),
-    "atan2": (2, torch.atan2),
-    "sinh": (1, torch.sinh),
-    "cosh": (1, torch.cosh),
-    "tanh": (1, torch.tanh),
-    "erf": (1, torch.erf),
-    "erfc": (1, torch.erfc),
-    "step": (1, lambda x: (x >= 0).to(x.dtype)),
-    "delta": (1, lambda x: (x == 0).to(x.dtype)),
-    "square": (1, lambda x: x * x),
-    "cube": (1, lambda x: x * x * x),
-    "recip": (1, torch.reciprocal),
-    "min": (2, torch.minimum),
-    "max": (2, torch.maximum),
-    "abs": (1, torch.abs),
-    "floor": (1, torch.floor),
-    "ceil": (1, torch.ceil),
-    "select": (3, _select),
-}
-_OPERATORS: dict[str, TensorFunction] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-    "^": operator.pow,
-    "negate": operator.neg,
-    "select>=0": _select_not_negative,
-}
-_TAKE_NUMBERS = {"+", "-", "*", "/", "^"}  # beside a tensor
-_SINGULAR = {"/", "^", "sqrt", "log", "asin", "acos", "recip", "sec", "csc", "tan", "cot"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +113,7 @@ class Expression:
                 for position, branch in self._guarded.get(number, ()):
                     key = step.arguments[position], branch
                     if key not in entering:
-                        entering[key] = _finite_gradient(arguments[position])
+                        entering[key] = finite_gradient(arguments[position])
                     arguments[position] = entering[key]
                 divisor = arguments[-1]
                 if step.name == "/" and isinstance(divisor, Tensor) and divisor.requires_grad:
@@ -193,11 +134,11 @@ class Expression:
         if step.kind == "custom":
             function = self._functions[step.name]
         else:
-            function = _OPERATORS[step.name] if step.name in _OPERATORS else _FUNCTIONS[step.name][1]
+            function = OPERATORS[step.name] if step.name in OPERATORS else FUNCTIONS[step.name][1]
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         if not tensors:
             return float(function(*(torch.tensor(argument, dtype=torch.float64) for argument in arguments)))
-        if step.name not in _TAKE_NUMBERS:
+        if step.name not in TAKE_NUMBERS:
             arguments = [a if isinstance(a, Tensor) else tensors[0].new_full((), a) for a in arguments]
         return function(*arguments)
 
@@ -281,11 +222,11 @@ class Expression:
         name = token.text[:-1]
         if name in self._functions:
             return self._add(_Step("custom", name, tuple(arguments)))
-        if name not in _FUNCTIONS:
+        if name not in FUNCTIONS:
             raise self._error(
-                f"unknown function '{name}'; known are {', '.join([*_FUNCTIONS, *self._functions])}", token.position
+                f"unknown function '{name}'; known are {', '.join([*FUNCTIONS, *self._functions])}", token.position
             )
-        expected = _FUNCTIONS[name][0]
+        expected = FUNCTIONS[name][0]
         if len(arguments) != expected:
             raise self._error(f"{name} takes {expected} arguments, {len(arguments)} found", token.position)
         condition = self._steps[arguments[0]]
@@ -362,7 +303,7 @@ class Expression:
                 continue
             found = {branch_of(*use) for use in users[number]}
             branches[number] = found.pop() if len(found) == 1 else None
-        singular = {branches[number] for number, step in enumerate(self._steps) if step.name in _SINGULAR}
+        singular = {branches[number] for number, step in enumerate(self._steps) if step.name in SINGULAR}
         guarded: dict[int, list[tuple[int, tuple[int, int]]]] = {}
         for number, uses in enumerate(users):
             for user, position in uses:
@@ -374,7 +315,7 @@ class Expression:
             step = self._steps[number]
             if any(branch_of(*use) is not None or use[0] in inside for use in users[number]):
                 inside.add(number)
-                if step.name in _SINGULAR and branches[number] is None:
+                if step.name in SINGULAR and branches[number] is None:
                     guarded[number] = [(position, (number, position)) for position in range(len(step.arguments))]
         return guarded
 
@@ -382,9 +323,3 @@ class Expression:
         return ExpressionError(
             f"{problem} at position {position} of the expression\n  {self.text}\n  {' ' * position}^"
         )
-
-
-def _finite_gradient(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.requires_grad:
-        return _FiniteGradient.apply(value)
-    return value
