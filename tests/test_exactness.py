@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openmm
@@ -52,10 +52,14 @@ def fresh_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    molecule: SmallMolecule, generator: BoltzmannGenerator, n_scans: int = 60, kernel: type[Independence] = Independence
+    molecule: SmallMolecule,
+    generator: BoltzmannGenerator,
+    n_scans: int = 60,
+    kernel: type[Independence] = Independence,
+    energies: Literal["openmm", "torch"] = "openmm",
 ) -> tuple[np.ndarray, BoltzmannGeneratorMove]:
     """Every state of the chain in blocks, shape (2 n_scans, N_PROPOSALS / 2, n_atoms, 3), and the move."""
-    move = BoltzmannGeneratorMove(generator, kernel=kernel(N_PROPOSALS), seed=3)
+    move = BoltzmannGeneratorMove(generator, kernel=kernel(N_PROPOSALS), energies=energies, seed=3)
     state, sampler_state, contexts = molecule.state(), molecule.start(), reference_contexts()
     chains = []
     for _ in range(n_scans + 2):
@@ -75,6 +79,16 @@ def test_a_bad_flow_still_gives_the_exact_distribution(name: str, flow: str, n_s
     states, move = run(molecule, FLOWS[flow](molecule), n_scans)
     assert 0.05 < move.fraction_accepted < 0.8  # mixes, and is far from the target
     assert molecule.deviation(states) < 3.5
+
+
+@pytest.mark.parametrize("name", ["torsion", "sibling torsion", "coupled constraints"])
+def test_energies_in_torch_give_the_exact_distribution_too(name: str) -> None:
+    molecule = MOLECULES[name]
+    states, move = run(molecule, shifted(molecule), 50, energies="torch")
+    assert 0.05 < move.fraction_accepted < 0.8
+    assert molecule.deviation(states) < 3.5
+    forgetful, _ = run(molecule, shifted(molecule), 50, WithoutLogProb, energies="torch")
+    assert molecule.deviation(forgetful) > 8.0
 
 
 @pytest.mark.parametrize("molecule", [FREE_ANGLE, BUTANE, RIGID_CHAIN], ids=["free angle", "torsion", "constraints"])

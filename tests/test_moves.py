@@ -25,7 +25,9 @@ from scipy.spatial.transform import Rotation
 
 from openmm_bg.density import LatentDensity, ProposalDensity, Samples
 from openmm_bg.moves import BoltzmannGeneratorMove, Independence, Scan, observe_scans
+from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
 from openmm_bg.moves.pose import align
+from openmm_bg.potentials import TorchBackend
 from openmm_bg.testing import GaussianDensity
 
 kB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
@@ -702,3 +704,27 @@ def test_the_gaussian_density_is_normalised_and_inverts_its_latents() -> None:
 def test_a_gaussian_density_refuses_what_is_none(mean: np.ndarray, sigma: float) -> None:
     with pytest.raises(ValueError, match="must"):
         GaussianDensity(mean, sigma)
+
+
+def test_energies_in_torch_follow_the_parameters_of_the_context() -> None:
+    system = openmm.System()
+    force = openmm.CustomBondForce("0.5 * k * stiffness * (r - 0.15)^2")
+    force.addGlobalParameter("stiffness", 1.0)
+    force.addPerBondParameter("k")
+    for _ in range(2):
+        system.addParticle(12.0)
+    force.addBond(0, 1, [1000.0])
+    system.addForce(force)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    positions = np.array([[[0.0, 0.0, 0.0], [0.17, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.14, 0.0]]])
+    backend = TorchBackend(system)
+    for stiffness in (1.0, 3.0):
+        context.setParameter("stiffness", stiffness)
+        found = TorchEnergies(context, 2.5, backend).reduced_potential(positions)
+        np.testing.assert_allclose(found, ContextEnergies(context, 2.5).reduced_potential(positions), rtol=1e-9)
+        np.testing.assert_allclose(found, 0.5 * 1000.0 * stiffness * np.array([0.02, 0.01]) ** 2 / 2.5, rtol=1e-9)
+
+
+def test_unknown_energies_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 'openmm' or 'torch'"):
+        BoltzmannGeneratorMove(GaussianDensity(np.zeros((1, 3)), 0.1), energies="cuda")  # type: ignore[arg-type]

@@ -196,7 +196,7 @@ def test_positions_of_another_shape_are_refused(molecule, shape) -> None:
 def test_bad_arguments_are_refused_with_what_was_expected(molecule) -> None:
     with pytest.raises(ValueError, match=r"Unknown platform 'Abacus'.*Reference"):
         SystemPotential(molecule.system, platform="Abacus")
-    with pytest.raises(ValueError, match="Unknown backend 'jax'; expected 'auto' or 'openmm'"):
+    with pytest.raises(ValueError, match="Unknown backend 'jax'; expected 'auto', 'openmm' or 'torch'"):
         SystemPotential(molecule.system, backend="jax")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_workers is 0"):
         SystemPotential(molecule.system, n_workers=0)

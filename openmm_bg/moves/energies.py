@@ -1,4 +1,4 @@
-"""Reduced potentials of many configurations, one after the other in one OpenMM Context."""
+"""Reduced potentials of many configurations: one after the other in an OpenMM Context, or as a batch in torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import openmm
 from openmm import unit
 
 from openmm_bg.density import FloatArray
+from openmm_bg.potentials import TorchBackend
 
 
 class ContextEnergies:
@@ -69,3 +70,28 @@ class ContextEnergies:
                 placed = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
                 positions[i, self._virtual_sites] = placed[self._virtual_sites]
         return energies
+
+
+class TorchEnergies(ContextEnergies):
+    """Energies of whole batches in torch, with the Context's System and present parameters.
+
+    Both energies of an acceptance come from torch; the Context only carries the chain on.
+
+    Parameters
+    ----------
+    context : openmm.Context
+    kT : float
+        In kJ/mol.
+    backend : TorchBackend
+        Of the Context's System.
+    """
+
+    def __init__(self, context: openmm.Context, kT: float, backend: TorchBackend) -> None:
+        super().__init__(context, kT)
+        self._backend = backend
+        current = dict(context.getParameters())
+        backend.set_parameters({name: current[name] for name in backend.parameters})
+
+    def potential_energy(self, positions: FloatArray) -> FloatArray:
+        """Potential energy in kJ/mol, +inf where it is not finite."""
+        return self._backend.evaluate(np.ascontiguousarray(positions), with_forces=False)[0]

@@ -10,21 +10,23 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import mpiplus
 import numpy as np
 import openmm
+import torch
 from openmm import unit
 from openmmtools.cache import ContextCache
 from openmmtools.mcmc import MCMCMove
 from openmmtools.states import SamplerState, ThermodynamicState
 
 from openmm_bg.density import FloatArray, ProposalDensity
-from openmm_bg.moves.energies import ContextEnergies
+from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
 from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.pose import align, check_energy_invariance, check_free_pose, particle_masses
 from openmm_bg.moves.registry import import_class, qualified_name, reference, register, resolve
+from openmm_bg.potentials import TorchBackend
 
 ScanObserver = Callable[[Scan, ThermodynamicState], None]
 
@@ -76,6 +78,9 @@ class BoltzmannGeneratorMove(MCMCMove):
         another process.
     kernel : Independence
         How proposals are made and judged.
+    energies : {"openmm", "torch"}
+        What evaluates the potential energies of a scan: the Context of the thermodynamic state, one configuration
+        after the other, or the same System compiled to torch, all at once; that pays on a GPU.
     seed : int, optional
         Makes a program that runs the same moves in the same order repeat its random numbers. Copies of a move, and a
         move that is resumed from a file, continue with numbers of their own.
@@ -114,12 +119,18 @@ class BoltzmannGeneratorMove(MCMCMove):
     n_current_off_support: int
 
     def __init__(
-        self, generator: ProposalDensity, *, kernel: Independence | None = None, seed: int | None = None
+        self,
+        generator: ProposalDensity,
+        *,
+        kernel: Independence | None = None,
+        energies: Literal["openmm", "torch"] = "openmm",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         register(generator)
         self.generator = generator
         self.kernel = Independence() if kernel is None else kernel
+        self.energies = _known_backend(energies)
         self.seed = None if seed is None else int(seed)
         self.reset_statistics()
         self._begin_process_state()
@@ -146,11 +157,12 @@ class BoltzmannGeneratorMove(MCMCMove):
         Raises
         ------
         ValueError
-            If the System is refused (see Notes of the class) or the current positions are not finite.
+            If the System is refused (see Notes of the class), has a force that torch does not know (with
+            energies="torch"), or the current positions are not finite.
         """
         context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
         current = self._finite_positions(sampler_state)
-        energies = ContextEnergies(context, thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole))
+        energies = self._energies_in(context, thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole))
         masses = self._check(thermodynamic_state, context, energies, current)
         sampler_state.apply_to_context(context)
 
@@ -194,6 +206,7 @@ class BoltzmannGeneratorMove(MCMCMove):
         return {
             "generator": reference(self.generator),
             "kernel": {"class": qualified_name(type(self.kernel)), **dataclasses.asdict(self.kernel)},
+            "energies": self.energies,
             "seed": self.seed,
             "statistics": self.statistics,
         }
@@ -208,6 +221,7 @@ class BoltzmannGeneratorMove(MCMCMove):
         if not issubclass(kernel_class, Independence):
             raise ValueError(f"The stored generator move names {kernel_class} as its kernel, which is none.")
         self.kernel = kernel_class(**options)
+        self.energies = _known_backend(state.get("energies", "openmm"))
         self.seed = state.get("seed")
         self.statistics = state.get("statistics", {})
         self._begin_process_state()
@@ -224,6 +238,7 @@ class BoltzmannGeneratorMove(MCMCMove):
         self._rng: np.random.Generator | None = None
         self._rng_process: int | None = None
         self._warned_off_support = False
+        self._torch: weakref.WeakKeyDictionary[openmm.Context, TorchBackend] = weakref.WeakKeyDictionary()
         self._checked: weakref.WeakKeyDictionary[openmm.Context, _Checked] = weakref.WeakKeyDictionary()
 
     def _random(self) -> np.random.Generator:
@@ -237,6 +252,15 @@ class BoltzmannGeneratorMove(MCMCMove):
                 self._rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
             self._rng_process = os.getpid()
         return self._rng
+
+    def _energies_in(self, context: openmm.Context, kT: float) -> ContextEnergies:
+        if self.energies == "openmm":
+            return ContextEnergies(context, kT)
+        backend = self._torch.get(context)
+        if backend is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            backend = self._torch.setdefault(context, TorchBackend(context.getSystem(), device))
+        return TorchEnergies(context, kT, backend)
 
     @staticmethod
     def _finite_positions(sampler_state: SamplerState) -> FloatArray:
@@ -300,6 +324,14 @@ class BoltzmannGeneratorMove(MCMCMove):
                     "keeps it. If n_current_off_support goes on growing, the generator does not cover a state that "
                     "the other moves reach."
                 )
+
+
+def _known_backend(name: str) -> Literal["openmm", "torch"]:
+    if name == "openmm":
+        return "openmm"
+    if name == "torch":
+        return "torch"
+    raise ValueError(f"Unknown energies {name!r}; expected 'openmm' or 'torch'.")
 
 
 @dataclasses.dataclass

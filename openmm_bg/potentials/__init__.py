@@ -4,5 +4,15 @@ from __future__ import annotations
 
 from openmm_bg.potentials.platforms import PlatformChoice, available_platforms, choose_platform
 from openmm_bg.potentials.system_potential import SystemPotential
+from openmm_bg.potentials.torch_backend import BackendMismatch, TorchBackend
+from openmm_bg.potentials.torch_terms import UnsupportedForce
 
-__all__ = ["PlatformChoice", "SystemPotential", "available_platforms", "choose_platform"]
+__all__ = [
+    "BackendMismatch",
+    "PlatformChoice",
+    "SystemPotential",
+    "TorchBackend",
+    "UnsupportedForce",
+    "available_platforms",
+    "choose_platform",
+]

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from openmm_bg.potentials.openmm_backend import OpenMMBackend
 from openmm_bg.potentials.platforms import PlatformChoice
+from openmm_bg.potentials.torch_backend import Precision, TorchBackend, faster_torch_backend
 
 FloatArray = NDArray[np.float64]
 
@@ -29,27 +30,38 @@ class SystemPotential:
         One solute without periodic box.
     topology : openmm.app.Topology, optional
         Only checked for its number of atoms.
-    backend : {"auto", "openmm"}
-        What computes the energies; "auto" is "openmm".
+    backend : {"auto", "openmm", "torch"}
+        What computes the energies. "torch" evaluates whole batches at once and refuses forces that it does not know or
+        that disagree with OpenMM. "auto" takes it where it knows and reproduces every force and is measured to be
+        faster than OpenMM, unless `platform` or `n_workers` asks for OpenMM.
     platform : str
         "auto" for the fastest by a short measurement, or the name of one of OpenMM's platforms.
     n_workers : int, optional
         Number of OpenMM Contexts that work side by side, each in a thread; by default one per core if that is faster
         than a single one, and one on a GPU.
+    device : str or torch.device, optional
+        Where the torch backend computes; by default a CUDA device if there is one, else the CPU.
+    precision : {"double", "mixed"}
+        Precision of the torch backend: "mixed" has pairs of atoms in single and sums in double precision.
+    reference : ndarray, shape (n_atoms, 3), optional
+        A structure in nm about which the torch backend is compared with OpenMM; by default atoms on a lattice.
 
     Attributes
     ----------
     system : openmm.System
         A copy of the System.
+    backend_choice : str
+        Which backend computes, and why.
     n_evaluations : int
-        Configurations that were handed to OpenMM so far.
+        Configurations that were handed to the backend so far.
     n_failures : int
         Configurations without a finite energy so far, those that held NaN included.
 
     Raises
     ------
     ValueError
-        If the System is periodic or empty, the topology is not its own, or backend, platform or n_workers is unknown.
+        If the System is periodic or empty, the topology is not its own, or backend, platform, n_workers or device is
+        unknown; with backend="torch", also if a force is unknown to it or disagrees with OpenMM: it is named.
 
     Notes
     -----
@@ -63,9 +75,12 @@ class SystemPotential:
         system: openmm.System,
         topology: app.Topology | None = None,
         *,
-        backend: Literal["auto", "openmm"] = "auto",
+        backend: Literal["auto", "openmm", "torch"] = "auto",
         platform: str = "auto",
         n_workers: int | None = None,
+        device: str | torch.device | None = None,
+        precision: Precision = "double",
+        reference: FloatArray | None = None,
     ) -> None:
         _check_arguments(system, topology, backend, n_workers)
         self.system = copy.deepcopy(system)
@@ -73,18 +88,33 @@ class SystemPotential:
         self.n_evaluations = 0
         self.n_failures = 0
         self._lock = threading.Lock()
-        self._backend: OpenMMBackend | None = OpenMMBackend(system, platform=platform, n_workers=n_workers)
+        if backend == "torch" and (platform != "auto" or n_workers is not None):
+            raise ValueError("platform and n_workers are OpenMM's; with backend='torch' give device instead.")
+        self._backend: OpenMMBackend | TorchBackend | None
+        if backend == "torch":
+            self._backend = TorchBackend(system, device or _default_device(), precision=precision, reference=reference)
+            self.backend_choice = "torch, as asked for"
+        else:
+            self._backend = OpenMMBackend(system, platform=platform, n_workers=n_workers)
+            self.backend_choice = "openmm, as asked for"
+            if backend == "auto" and platform == "auto" and n_workers is None:
+                torch_backend, self.backend_choice = faster_torch_backend(
+                    system, self._backend, device or _default_device(), precision=precision, reference=reference
+                )
+                if torch_backend is not None:
+                    self._backend.close()
+                    self._backend = torch_backend
         self.platform: PlatformChoice = self._backend.choice
         self.n_workers: int = self._backend.n_workers
 
     @property
     def platform_name(self) -> str:
-        """OpenMM's name of the platform in use; `platform` says why."""
+        """OpenMM's name of the platform in use, or "torch"; `platform` says why."""
         return self.platform.name
 
     @property
     def last_error(self) -> str | None:
-        """Text of the last exception that OpenMM raised in an evaluation."""
+        """Text of the last exception that OpenMM raised in an evaluation; None with the torch backend."""
         return self._open_backend().last_error
 
     def energy(self, positions: FloatArray | unit.Quantity) -> FloatArray:
@@ -137,7 +167,7 @@ class SystemPotential:
             "the System where it is needed."
         )
 
-    def _open_backend(self) -> OpenMMBackend:
+    def _open_backend(self) -> OpenMMBackend | TorchBackend:
         if self._backend is None:
             raise RuntimeError("This SystemPotential was closed; make a new one.")
         return self._backend
@@ -161,25 +191,44 @@ class SystemPotential:
             self.n_failures += int(np.count_nonzero(np.isinf(energies)))
         return energies, forces
 
+    def _evaluate_tensor(
+        self, positions: torch.Tensor, *, with_gradients: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Energies (n,) and their gradients (n, n_atoms, 3) on the tensor's device, where torch also computes them."""
+        backend = self._open_backend()
+        if isinstance(backend, OpenMMBackend):
+            energies, forces = self._evaluate(positions.cpu().numpy(), with_forces=with_gradients)
+            gradients = None if forces is None else -torch.from_numpy(forces).to(positions.device)
+            return torch.from_numpy(energies).to(positions.device), gradients
+        _check_shape(tuple(positions.shape), self.n_atoms)
+        with self._lock:
+            energy, gradient = backend.energies_and_gradients(positions, with_gradients=with_gradients)
+            self.n_evaluations += int(torch.isfinite(positions).all(2).all(1).sum())
+            self.n_failures += int(torch.isinf(energy).sum())
+        return energy, gradient
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
 
 class _Energy(torch.autograd.Function):
     """Energy with minus the forces as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, positions: torch.Tensor, potential: SystemPotential) -> torch.Tensor:
-        batch = positions.detach().cpu().numpy()
-        energies, forces = potential._evaluate(batch, with_forces=ctx.needs_input_grad[0])
-        if forces is not None:
-            ctx.save_for_backward(torch.from_numpy(forces).to(positions.device))
-            ctx.failed = torch.from_numpy(np.isinf(energies)).to(positions.device)
-        return torch.from_numpy(energies).to(positions.device)
+        energies, gradients = potential._evaluate_tensor(positions.detach(), with_gradients=ctx.needs_input_grad[0])
+        if gradients is not None:
+            ctx.save_for_backward(gradients)
+            ctx.failed = torch.isinf(energies)
+        return energies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (forces,) = ctx.saved_tensors
+        (gradients,) = ctx.saved_tensors
         weights = torch.where(ctx.failed, torch.zeros_like(grad), grad)  # inf or NaN times zero would be NaN
-        return -weights[:, None, None] * forces, None
+        return weights[:, None, None] * gradients, None
 
 
 def _as_batch(positions: FloatArray | unit.Quantity, n_atoms: int) -> FloatArray:
@@ -189,17 +238,21 @@ def _as_batch(positions: FloatArray | unit.Quantity, n_atoms: int) -> FloatArray
     batch = np.asarray(positions)
     if batch.dtype.kind != "f":
         raise TypeError(f"Positions have dtype {batch.dtype}; expected real floating-point numbers, in nm.")
-    if batch.ndim != 3 or batch.shape[1:] != (n_atoms, 3):
-        hint = " For one configuration pass positions[None]." if batch.shape == (n_atoms, 3) else ""
-        raise ValueError(f"Positions have shape {batch.shape}; expected (n, {n_atoms}, 3), in nm.{hint}")
+    _check_shape(batch.shape, n_atoms)
     return np.ascontiguousarray(batch, dtype=np.float64)
+
+
+def _check_shape(shape: tuple[int, ...], n_atoms: int) -> None:
+    if len(shape) != 3 or shape[1:] != (n_atoms, 3):
+        hint = " For one configuration pass positions[None]." if shape == (n_atoms, 3) else ""
+        raise ValueError(f"Positions have shape {shape}; expected (n, {n_atoms}, 3), in nm.{hint}")
 
 
 def _check_arguments(system: openmm.System, topology: app.Topology | None, backend: str, n_workers: int | None) -> None:
     if not isinstance(system, openmm.System):
         raise TypeError(f"Expected an openmm.System, found {type(system).__name__}.")
-    if backend not in ("auto", "openmm"):
-        raise ValueError(f"Unknown backend {backend!r}; expected 'auto' or 'openmm'.")
+    if backend not in ("auto", "openmm", "torch"):
+        raise ValueError(f"Unknown backend {backend!r}; expected 'auto', 'openmm' or 'torch'.")
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers is {n_workers}; expected 1 or more, or None for one per core.")
     if system.getNumParticles() == 0:

@@ -1,0 +1,332 @@
+"""Energies and forces of batches in torch: every force of a System as a batched term, checked against OpenMM."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import openmm
+import torch
+from numpy.typing import NDArray
+
+from openmm_bg.potentials.platforms import PlatformChoice, lattice
+from openmm_bg.potentials.torch_terms import Term, UnsupportedForce, build_term
+
+FloatArray = NDArray[np.float64]
+Precision = Literal["double", "mixed"]
+
+_DISPLACEMENTS, _SEED = (0.0, 0.005, 0.02), 20240501  # nm, of the structures that the check compares
+_ENERGY_TOLERANCE = {"double": (1e-6, 1e-5), "mixed": (2e-5, 2e-2)}  # of the force's energy; kJ/mol
+_FORCE_TOLERANCE = {"double": 1e-4, "mixed": 1e-3}  # of the largest force
+_MOST_GROUPS = 31
+_SECONDS_TO_MEASURE, _MOST_ROWS_TO_MEASURE, _LEAST_GAIN = 0.05, 4096, 1.1
+_CPU_ELEMENTS, _CPU_MOST_ELEMENTS = 131_072, 4_194_304  # numbers in the largest array of a chunk: aimed at; at most
+_FEWEST_ROWS, _MOST_ROWS = 16, 512  # on a CPU: short rows waste time in memory access, long ones leave the cache
+_GPU_SHARE, _BYTES_PER_ELEMENT = 0.25, 128  # of the free memory; of about sixteen arrays alive at once
+
+
+class BackendMismatch(ValueError):
+    """A force whose energies or forces in torch are not those of OpenMM."""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the comparison with OpenMM's Reference platform found.
+
+    Attributes
+    ----------
+    energy_errors : dict of str
+        Largest difference in kJ/mol, by the force's name.
+    force_error : float
+        Largest difference of the total forces, relative to the largest force.
+    """
+
+    energy_errors: dict[str, float]
+    force_error: float
+
+
+class TorchBackend:
+    """Batched energies and forces of a System, on any device of torch.
+
+    Parameters
+    ----------
+    system : openmm.System
+        One without periodic box and without virtual sites; later changes to it have no effect.
+    device : str or torch.device
+        Where to compute.
+    precision : {"double", "mixed"}
+        "mixed" computes pairs of NonbondedForce and GBSAOBCForce in single precision and sums in double precision.
+    reference : ndarray, shape (n_atoms, 3), optional
+        A structure in nm about which the check against OpenMM is made; by default atoms scattered over a lattice.
+
+    Attributes
+    ----------
+    terms : list of Term
+        The forces that have energies.
+    parameters : dict of str
+        Values of the global parameters, at first the defaults; `set_parameters` changes them.
+    check : SelfCheck
+        How far the result is from OpenMM's Reference platform.
+
+    Raises
+    ------
+    UnsupportedForce
+        If a force, an option of one, or a virtual site has no torch implementation.
+    BackendMismatch
+        If a force's energies, or the total forces, differ from those of OpenMM's Reference platform.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        device: str | torch.device = "cpu",
+        *,
+        precision: Precision = "double",
+        reference: FloatArray | None = None,
+    ) -> None:
+        if precision not in _FORCE_TOLERANCE:
+            raise ValueError(f"Unknown precision {precision!r}; expected 'double' or 'mixed'.")
+        if system.usesPeriodicBoundaryConditions():
+            raise UnsupportedForce("The System has periodic boundary conditions; the torch backend knows no box.")
+        self.n_atoms: int = system.getNumParticles()
+        sites = [i for i in range(self.n_atoms) if system.isVirtualSite(i)]
+        if sites:
+            raise UnsupportedForce(f"Particle {sites[0]} is a virtual site, which the torch backend does not place.")
+        self.device, self.precision = usable_device(device), precision
+        made = {i: build_term(force, system) for i, force in enumerate(system.getForces())}
+        self._indices = [i for i, term in made.items() if term is not None]
+        self.terms: list[Term] = [term.to(self.device) for term in made.values() if term is not None]
+        for term in self.terms:
+            if precision == "mixed":
+                term.pair_dtype = torch.float32
+        self.parameters: dict[str, float] = {}
+        for term in self.terms:
+            self.parameters.update(term.defaults)
+        self.choice = PlatformChoice("torch", {"Device": str(self.device), "Precision": precision}, "energies")
+        self.n_workers, self.last_error = 1, None
+        self.check: SelfCheck = self._compare(system, lattice(self.n_atoms) if reference is None else reference)
+
+    def set_parameters(self, values: Mapping[str, float]) -> None:
+        """Set global parameters of the forces.
+
+        Raises
+        ------
+        ValueError
+            If no force has a parameter of that name.
+        """
+        for name, value in values.items():
+            if name not in self.parameters:
+                known = ", ".join(sorted(self.parameters)) or "none"
+                raise ValueError(f"No force has a global parameter {name!r}; the System has: {known}.")
+            self.parameters[name] = float(value)
+
+    def evaluate(self, positions: FloatArray, *, with_forces: bool) -> tuple[FloatArray, FloatArray | None]:
+        """Energies (n,) in kJ/mol and forces (n, n_atoms, 3) in kJ/mol/nm of finite `positions` in nm.
+
+        Where the result is not finite, the energy is +inf and the forces are zero.
+        """
+        energies, gradients = self.energies_and_gradients(torch.from_numpy(positions), with_gradients=with_forces)
+        return energies.cpu().numpy(), None if gradients is None else -gradients.cpu().numpy()
+
+    def energies_and_gradients(
+        self, positions: torch.Tensor, *, with_gradients: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Energies (n,) and gradients (n, n_atoms, 3) of a float64 tensor (n, n_atoms, 3) in nm, chunk by chunk.
+
+        Both are on the device that the positions are on. Where an energy or a gradient is not finite, the energy is
+        +inf and the gradient zero.
+
+        Raises
+        ------
+        MemoryError
+            If the memory does not suffice for a single configuration.
+        """
+        energies = torch.empty(len(positions), dtype=torch.float64, device=positions.device)
+        gradients = torch.empty_like(positions) if with_gradients else None
+        rows, start = self._rows_at_once(), 0
+        while start < len(positions):
+            chunk = slice(start, start + rows)
+            try:
+                energy, gradient = self._chunk(positions[chunk], with_gradients)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                rows = self._fewer_rows(min(rows, len(positions) - start), error)
+                continue
+            energies[chunk] = energy
+            if gradients is not None and gradient is not None:
+                gradients[chunk] = gradient
+            start += rows
+        return energies, gradients
+
+    def term_energies(self, positions: torch.Tensor) -> torch.Tensor:
+        """Energies (n_terms, n) of each force by itself, differentiable, of positions (n, n_atoms, 3) on the device."""
+        return torch.stack([term(positions, self.parameters) for term in self.terms])
+
+    def close(self) -> None:
+        """Free the terms; the backend cannot be used afterwards."""
+        self.terms.clear()
+
+    def _chunk(self, positions: torch.Tensor, with_gradients: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x = positions.detach().to(self.device).permute(2, 1, 0).contiguous()  # the layout that the terms work in
+        x.requires_grad_(with_gradients)
+        energy = x.new_zeros(x.shape[-1])
+        gradient = torch.zeros_like(x)
+        with torch.set_grad_enabled(with_gradients):
+            for term in self.terms:
+                part = term(x.permute(2, 1, 0), self.parameters)
+                energy += part.detach()
+                if with_gradients and part.requires_grad:
+                    gradient += torch.autograd.grad(part.sum(), x)[0]
+        failed = ~torch.isfinite(energy)
+        if with_gradients:
+            failed |= ~torch.isfinite(gradient).flatten(0, 1).all(0)
+            gradient = torch.where(failed, torch.zeros_like(gradient), gradient)
+        energy = torch.where(failed, torch.full_like(energy, torch.inf), energy)
+        device = positions.device
+        return energy.to(device), gradient.permute(2, 1, 0).to(device) if with_gradients else None
+
+    def _rows_at_once(self) -> int:
+        largest = max((term.elements for term in self.terms), default=1)
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+            return max(1, int(_GPU_SHARE * free / (_BYTES_PER_ELEMENT * largest)))
+        in_cache = _CPU_ELEMENTS * torch.get_num_threads() // largest
+        return max(1, min(_MOST_ROWS, max(in_cache, min(_FEWEST_ROWS, _CPU_MOST_ELEMENTS // largest))))
+
+    def _fewer_rows(self, rows: int, error: RuntimeError) -> int:
+        if rows == 1:
+            raise MemoryError(
+                f"The memory of {self.device} does not suffice for one configuration of {self.n_atoms} atoms "
+                f"({error}). Free memory, or use backend='openmm'."
+            ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return rows // 2
+
+    def _compare(self, system: openmm.System, reference: FloatArray) -> SelfCheck:
+        """Compare with OpenMM's Reference platform about a structure; raise where they differ."""
+        noise = np.random.default_rng(_SEED).normal(size=(len(_DISPLACEMENTS), self.n_atoms, 3))
+        batch = np.asarray(reference, dtype=np.float64) + np.array(_DISPLACEMENTS)[:, None, None] * noise
+        expected, expected_forces = _reference_energies(system, batch, self._indices)
+        energies = self.term_energies(torch.from_numpy(batch).to(self.device)).detach().cpu().numpy()
+        relative, absolute = _ENERGY_TOLERANCE[self.precision]
+        errors: dict[str, float] = {}
+        for term, found, true in zip(self.terms, energies, expected, strict=True):
+            finite = np.isfinite(true)
+            difference = np.abs(found[finite] - true[finite])
+            allowed = absolute + relative * np.abs(true[finite])
+            if not finite.any() or not (difference <= allowed).all():
+                raise BackendMismatch(
+                    f"The energy of the force {term.name!r} in torch is {found} kJ/mol in {len(found)} test structures "
+                    f"and {true} by OpenMM's Reference platform (allowed: {absolute:g} + {relative:g} of the energy). "
+                    "Use backend='openmm', and report the System."
+                )
+            errors[term.name] = max(errors.get(term.name, 0.0), float(difference.max()))
+        forces = self.evaluate(batch, with_forces=True)[1]
+        finite = np.isfinite(expected_forces).all(axis=(1, 2)) & np.isfinite(expected).all(axis=0)
+        assert forces is not None
+        difference = np.abs(forces - expected_forces)[finite].max(axis=(1, 2))
+        size = np.abs(expected_forces)[finite].max(axis=(1, 2)) + 1e-3
+        if not (difference <= _FORCE_TOLERANCE[self.precision] * size).all():
+            raise BackendMismatch(
+                f"Energies agree, but the total forces in torch differ from those of OpenMM's Reference platform by "
+                f"{difference} kJ/mol/nm, where the largest force is {size}; forces: {', '.join(errors) or 'none'}. "
+                "Use backend='openmm', and report the System."
+            )
+        return SelfCheck(errors, float((difference / size).max(initial=0.0)))
+
+
+class EnergyBackend(Protocol):
+    """What computes energies and forces of arrays."""
+
+    def evaluate(self, positions: FloatArray, *, with_forces: bool) -> tuple[FloatArray, FloatArray | None]:
+        """Energies in kJ/mol and forces in kJ/mol/nm of positions in nm."""
+
+
+def faster_torch_backend(
+    system: openmm.System,
+    other: EnergyBackend,
+    device: str | torch.device,
+    *,
+    precision: Precision = "double",
+    reference: FloatArray | None = None,
+) -> tuple[TorchBackend | None, str]:
+    """A torch backend if it knows all forces, agrees with OpenMM and is faster than `other`; and the reason, as text.
+
+    Both compute energies and forces of the same batch, in turn, and their best times count.
+    """
+    try:
+        backend = TorchBackend(system, device, precision=precision, reference=reference)
+    except (UnsupportedForce, BackendMismatch) as error:
+        return None, f"openmm, because torch cannot: {error}"
+    batch = np.repeat(lattice(backend.n_atoms)[None], _FEWEST_ROWS, axis=0)
+    slowest = max(_seconds(backend, batch), _seconds(other, batch)) / len(batch)
+    n_rows = int(np.clip(_SECONDS_TO_MEASURE / slowest, _FEWEST_ROWS, _MOST_ROWS_TO_MEASURE))
+    batch = np.repeat(batch[:1], n_rows, axis=0)
+    ours, theirs = (min(_seconds(each, batch) for _ in range(3)) / n_rows for each in (backend, other))
+    rates = f"torch {1.0 / ours:,.0f}, openmm {1.0 / theirs:,.0f} energies and forces per second"
+    if ours * _LEAST_GAIN < theirs:
+        return backend, f"torch, measured: {rates}"
+    backend.close()
+    return None, f"openmm, measured: {rates}"
+
+
+def _seconds(backend: EnergyBackend, batch: FloatArray) -> float:
+    begin = time.perf_counter()
+    backend.evaluate(batch, with_forces=True)
+    return time.perf_counter() - begin
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if there is one and it has double precision.
+
+    Raises
+    ------
+    ValueError
+        If the name is no device, or the device is not there.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {device!r}; expected 'cpu', 'cuda' or 'cuda:<index>'.") from error
+    if found.type == "cpu":
+        return found
+    if found.type != "cuda":
+        raise ValueError(f"The device {device!r} is not supported; expected 'cpu', 'cuda' or 'cuda:<index>'.")
+    count = torch.cuda.device_count()
+    if (found.index or 0) >= count:
+        raise ValueError(f"The device {device!r} was asked for, and torch sees {count} CUDA devices. Use 'cpu'.")
+    return found
+
+
+def _reference_energies(system: openmm.System, batch: FloatArray, indices: list[int]) -> tuple[FloatArray, FloatArray]:
+    """Energies (n_forces, n) of single forces, and total forces (n, n_atoms, 3), on the Reference platform."""
+    alone = copy.deepcopy(system)
+    for force in alone.getForces():
+        force.setForceGroup(0)
+    energies = np.empty((len(indices), len(batch)))
+    total = np.zeros(batch.shape)
+    for start in range(0, len(indices), _MOST_GROUPS):
+        some = indices[start : start + _MOST_GROUPS]
+        for group, index in enumerate(some, start=1):
+            alone.getForce(index).setForceGroup(group)
+        platform = openmm.Platform.getPlatformByName("Reference")
+        context = openmm.Context(alone, openmm.VerletIntegrator(0.001), platform)
+        for row, positions in enumerate(batch):
+            context.setPositions(positions)
+            for group in range(1, len(some) + 1):
+                state = context.getState(getEnergy=True, getForces=True, groups={group})
+                energies[start + group - 1, row] = state.getPotentialEnergy()._value
+                total[row] += state.getForces(asNumpy=True)._value
+        for index in some:
+            alone.getForce(index).setForceGroup(0)
+    return energies, total
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
