@@ -18,6 +18,7 @@ from openmm_bg.potentials.torch_terms.term import Parameters, Term, UnsupportedF
 
 _ALPHA, _BETA, _GAMMA = 1.0, 0.8, 4.85  # of OBC2
 _OFFSET, _PROBE = 0.009, 0.14  # nm
+_LEAST_EXPONENT = -50.0  # of a term that is added to 1; smaller ones end in denormal numbers, which are very slow
 
 _Kept = tuple[slice, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]
 
@@ -116,7 +117,7 @@ class GBSAOBCTerm(Term):
         of_first, of_second = radii.index_select(0, i), radii.index_select(0, j)
         product = of_first * of_second
         exponent = square / product
-        exponent.mul_(-0.25)
+        exponent.mul_(-0.25).clamp_(min=_LEAST_EXPONENT)
         gauss = exponent.exp()
         inverse = torch.addcmul(square, product, gauss).sqrt_().reciprocal_()
         charges = self._charges[block].to(square.dtype)
