@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import stat
+import uuid
 from os import PathLike
 from pathlib import Path
 
 
 def write_bytes(path: str | PathLike[str], content: bytes) -> None:
-    """Write a file beside its place and move it there when it is complete.
+    """Write a file beside its place and move it there when it is complete; an existing one keeps its permissions.
 
     Raises
     ------
@@ -17,16 +18,15 @@ def write_bytes(path: str | PathLike[str], content: bytes) -> None:
         If the folder cannot be written to or the disk is full; an existing file is intact then.
     """
     target = Path(path)
-    temporary = None
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as stream:
+        with open(temporary, "xb") as stream:
+            if target.exists():
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-        temporary = None
     except OSError as error:
         raise OSError(
             error.errno,
@@ -34,5 +34,5 @@ def write_bytes(path: str | PathLike[str], content: bytes) -> None:
             "folder that exists and can be written to.",
         ) from error
     finally:
-        if temporary is not None:
-            os.unlink(temporary)
+        if temporary.exists():
+            temporary.unlink()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from openmm import app
 
+from openmm_bg.analysis.acceptance import acceptance_by_basin, fraction_accepted
 from openmm_bg.analysis.basins import (
     BASIN_NAMES,
     RARE_BASIN,
-    acceptance_by_basin,
     assign_basins,
     basin_statistics,
     rare_population,
@@ -140,6 +140,32 @@ def test_acceptance_is_told_apart_by_basin_of_origin():
     assert acceptance["alpha_L"].value == pytest.approx(0.2, abs=0.015)
     assert acceptance["alpha_L"].error == pytest.approx(math.sqrt(0.2 * 0.8 / 15_000), rel=0.25)
     assert acceptance["alpha_L"].n_effective == np.sum(origin == 3)
+
+
+def test_error_of_an_acceptance_knows_of_long_waits():
+    # Waits of 400 proposals on average, between spells of 1600 in which 60 % are accepted.
+    def chain(seed: int, n: int = 100_000) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        spells = np.column_stack([rng.geometric(1 / 1600, 400), rng.geometric(1 / 400, 400)]).ravel()
+        waits = np.repeat(np.arange(800) % 2 == 1, spells)[:n]
+        return ~waits & (rng.uniform(size=n) < 0.6)
+
+    estimates = [fraction_accepted(chain(seed), length=256) for seed in range(60)]
+    spread = np.std([estimate.value for estimate in estimates], ddof=1)
+    assert np.median([estimate.error for estimate in estimates]) == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_error_of_an_acceptance_of_zero_or_one_is_unknown(value):
+    assert math.isnan(fraction_accepted(np.full(50_000, value)).error)
+
+
+def test_error_of_an_acceptance_from_a_few_blocks_is_unknown():
+    accepted = np.random.default_rng(0).uniform(size=2000) < 0.5
+    assert fraction_accepted(accepted, length=200).error > 0.0
+    assert math.isnan(fraction_accepted(accepted, length=256).error)
+    accepted[500:1000] = False
+    assert math.isnan(fraction_accepted(accepted).error)
 
 
 def test_round_trips_are_counted_between_the_cores():

@@ -127,7 +127,7 @@ def test_figures_of_a_run_are_set_beside_replica_exchange(monkeypatch: pytest.Mo
         "pareto_k": 0.31,
         "largest_weight": 0.001,
         "n_round_trips": {"bg_langevin": 1234, "langevin": 0},
-        "round_trip_rate_upper_bound_per_s": {"langevin": 0.0856},
+        "crossing_rate_upper_bound_per_s": {"langevin": 0.0856},
         "phi_positive_population": {
             "bg_langevin": {"value": 0.026, "error": 0.003},
             "langevin": {"value": 0.0, "error": None},

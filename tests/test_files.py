@@ -15,7 +15,20 @@ def test_an_existing_file_is_replaced(tmp_path) -> None:
     write_bytes(path, b"one")
     write_bytes(path, b"two")
     assert path.read_bytes() == b"two"
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_follows_the_umask_and_an_old_one_keeps_its_mode(tmp_path, mask, mode) -> None:
+    path = tmp_path / "file"
+    before = os.umask(mask)
+    try:
+        write_bytes(path, b"one")
+        assert path.stat().st_mode & 0o777 == mode
+        path.chmod(0o640)
+        write_bytes(path, b"two")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch) -> None:
@@ -30,6 +43,12 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         write_bytes(path, b"two")
     assert path.read_bytes() == b"one"
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    with pytest.raises(OSError, match=r"Cannot write .*plain/file"):
+        write_bytes(tmp_path / "plain" / "file", b"one")
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path) -> None:

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from report_fixtures import POPULATIONS, generator_chain, stuck_chain, write_run, write_training
 
+from openmm_bg.analysis.basins import in_rare_basin
 from openmm_bg.report import RunFolder, write_report
 from openmm_bg.report.records import Chain, GeneratorSamples
 from openmm_bg.report.results import read_results
@@ -66,7 +68,7 @@ def test_summary_holds_the_figures_that_the_chains_were_made_with(finished):
     assert figures["phi_positive_population"]["langevin"] == {"value": 0.0, "error": None}
     assert figures["n_round_trips"]["bg_langevin"] > 100
     assert figures["n_round_trips"]["langevin"] == 0
-    assert figures["round_trip_rate_upper_bound_per_s"]["langevin"] == pytest.approx(3 / 35, rel=0.01)
+    assert figures["crossing_rate_upper_bound_per_s"]["langevin"] == pytest.approx(3 / 35, rel=0.01)
     assert figures["acceptance_by_basin"]["alpha_L"]["value"] == pytest.approx(0.6, abs=0.1)
     assert figures["seed"] == 0
     assert figures["platform"] == "Reference"
@@ -119,6 +121,87 @@ def test_long_wait_is_seen(tmp_path, alanine):
     chain.save(folder.chain_file)
     failed = {check.name for check in judge(read_results(folder)).checks if check.status == "bad"}
     assert "longest wait" in failed
+
+
+def test_moves_within_a_basin_are_no_way_into_it(tmp_path, alanine):
+    folder = write_run(tmp_path / "within", alanine)
+    chain = Chain.load(folder.chain_file)
+    # Where the chain enters or leaves the rare basin, it was dynamics; proposals only move it within.
+    rare = in_rare_basin(chain.phi[:, 0])
+    chain.accepted[1:] = chain.proposed[1:] & (rare[1:] == rare[:-1])
+    assert np.count_nonzero(chain.accepted & rare) > 20
+    chain.save(folder.chain_file)
+    check = {check.name: check for check in judge(read_results(folder)).checks}["no basin lost"]
+    assert check.status == "bad"
+    assert "ALA2 alpha_L entered 0 and left 0 times" in check.text
+
+
+def test_worst_residue_decides(tmp_path):
+    molecule = peptide("ACE-ALA-ALA-NME")
+    folder = write_run(tmp_path / "two", molecule)  # of one residue, so far
+    stuck = write_run(tmp_path / "stuck", molecule, seed=1, lost=3)
+    for name, record in (("chain_file", Chain), ("langevin_file", Chain), ("generator_samples_file", GeneratorSamples)):
+        good, other = (record.load(getattr(run, name)) for run in (folder, stuck))
+        if name == "chain_file":  # dynamics in the second residue's rare basin, which is never proposed
+            other.phi[5000:6000], other.psi[5000:6000] = 1.0, 0.7
+        angles = {key: np.hstack([getattr(good, key), getattr(other, key)]) for key in ("phi", "psi")}
+        replace(good, **angles).save(getattr(folder, name))
+    checks = {check.name: check for check in judge(read_results(folder)).checks}
+    for name in ("no basin lost", "independent samples", "both halves agree", "chain and reweighting agree"):
+        assert checks[name].status != "good", name
+        assert "ALA3 alpha_L" in checks[name].text, name
+    assert checks["round trips"].status == "good"
+    assert "ALA2" in checks["round trips"].text
+
+
+def test_basin_that_only_dynamics_finds_is_missed(tmp_path, alanine):
+    folder = write_run(tmp_path / "dynamics", alanine, lost=3)
+    checks = {check.name: check for check in judge(read_results(folder)).checks}
+    assert checks["basins seen by dynamics"].status == "good"
+    assert checks["chain and reweighting agree"].status == "good"
+    langevin = Chain.load(folder.langevin_file)
+    langevin.phi[2000:2100] = 1.0
+    langevin.save(folder.langevin_file)
+    verdict = judge(read_results(folder))
+    checks = {check.name: check for check in verdict.checks}
+    assert checks["basins seen by dynamics"].status == "bad"
+    assert re.search(
+        r"Langevin alone has 2\.00 .* in ALA2 alpha_L; absent here: 0\.00 %", checks["basins seen by dynamics"].text
+    )
+    assert checks["no basin lost"].status == "bad"
+    assert verdict.answer == "do not believe"
+
+
+def test_residue_with_one_basin_is_not_asked_for_a_way_out_of_it(tmp_path):
+    molecule = peptide("ACE-ALA-ALA-NME")
+    folder = write_run(tmp_path / "fold", molecule)
+    for name, record in (("chain_file", Chain), ("langevin_file", Chain), ("generator_samples_file", GeneratorSamples)):
+        one = record.load(getattr(folder, name))
+        phi, psi = (np.hstack([angle, np.full_like(angle, -1.0)]) for angle in (one.phi, one.psi))
+        replace(one, phi=phi, psi=psi).save(getattr(folder, name))
+    assert judge(read_results(folder)).answer == "believe"
+
+
+@pytest.mark.parametrize("n_states", [1, 2, 3])
+def test_chain_of_a_few_states_is_too_short(tmp_path, alanine, n_states):
+    folder = write_run(tmp_path / "short", alanine)
+    for path in (folder.chain_file, folder.langevin_file):
+        chain = Chain.load(path)
+        along = {f.name: getattr(chain, f.name)[:n_states] for f in fields(Chain)}
+        Chain(**along).save(path)
+    write_report(folder.path)
+    failed = [check for check in summary(folder)["checks"] if check["status"] == "bad"]
+    assert [check["name"] for check in failed] == ["length of the chain"]
+    assert f"{n_states} states is too short" in failed[0]["text"]
+
+
+def test_chain_that_just_began_gives_a_page(tmp_path, alanine):
+    folder = write_run(tmp_path / "began", alanine)
+    chain = Chain.load(folder.chain_file)
+    Chain(**{f.name: getattr(chain, f.name)[:4] for f in fields(Chain)}).save(folder.chain_file)
+    write_report(folder.path)
+    assert summary(folder)["verdict"] == "do not believe"
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", folder.report_file.read_text(), flags=re.DOTALL)
 
 
 def test_chain_off_the_support_is_seen_in_the_chain_itself_whatever_the_last_run_counted(tmp_path, alanine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import mdtraj
@@ -10,6 +11,7 @@ import openmm
 import pytest
 from openmm import app, unit
 
+from openmm_bg.report import RunFolder
 from openmm_bg.systems import MolecularSystem, from_pdb, from_xml, peptide, villin
 from openmm_bg.systems.peptides import parse_sequence, place_atom
 
@@ -195,6 +197,40 @@ def test_bad_files_are_refused(alanine: MolecularSystem, tmp_path) -> None:
     (tmp_path / "integrator.xml").write_text(openmm.XmlSerializer.serialize(openmm.VerletIntegrator(0.001)))
     with pytest.raises(ValueError, match="VerletIntegrator"):
         from_xml(tmp_path / "integrator.xml", tmp_path / "empty.pdb")
+
+
+class _Intruder:
+    """Pickled code: unpickling makes a file."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+    def __call__(self, state) -> tuple[float, None]:
+        return 0.0, None
+
+
+@pytest.mark.parametrize("spelled", ["PythonForce", "&#80;ythonForce"])
+def test_code_in_a_system_is_refused_before_it_runs(alanine: MolecularSystem, tmp_path, spelled) -> None:
+    mark = tmp_path / "was-here"
+    system = openmm.System()
+    system.addForce(openmm.PythonForce(_Intruder(mark)))
+    # Where nothing holds it back, the attack works.
+    text = openmm.XmlSerializer.serialize(system).replace('"PythonForce"', f'"{spelled}"')
+    with contextlib.suppress(openmm.OpenMMException):
+        openmm.XmlSerializer.deserialize(text)
+    assert mark.exists()
+    mark.unlink()
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_system(alanine)
+    folder.system_file.write_text(text)
+    with pytest.raises(ValueError, match=r"system\.xml holds a PythonForce.*not read"):
+        folder.read_system()
+    with pytest.raises(ValueError, match=r"system\.xml holds a PythonForce.*not read"):
+        from_xml(folder.system_file, folder.topology_file)
+    assert not mark.exists()
 
 
 def test_a_system_with_another_topology_or_nan_positions_is_refused(alanine: MolecularSystem) -> None:

@@ -112,7 +112,7 @@ def _estimate(entry: dict[str, Any]) -> Estimate:
 
 def _trips_alone(summary: dict[str, Any]) -> str:
     count = summary["n_round_trips"][LANGEVIN]
-    bound = summary["round_trip_rate_upper_bound_per_s"].get(LANGEVIN)
+    bound = summary["crossing_rate_upper_bound_per_s"].get(LANGEVIN)
     return f"{count:,}" if bound is None else f"{count}; at most {bound:.2f} crossings per second (95 %)"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from openmm_bg.analysis.acceptance import acceptance_by_basin, fraction_accepted
 from openmm_bg.analysis.basins import (
     BASINS,
     BasinStatistics,
-    acceptance_by_basin,
     assign_basins,
     basin_statistics,
     rare_population,
@@ -33,6 +33,7 @@ __all__ = [
     "block_length",
     "chain_mean",
     "effective_sample_size",
+    "fraction_accepted",
     "free_energy_surface",
     "pareto_k",
     "ramachandran_angles",

@@ -9,23 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from openmm_bg.analysis.acceptance import acceptance_by_basin, fraction_accepted, longest_run
 from openmm_bg.analysis.basins import (
-    BASIN_NAMES,
     RARE_BASIN,
     BasinStatistics,
-    acceptance_by_basin,
     assign_basins,
     basin_statistics,
 )
 from openmm_bg.analysis.dihedrals import backbone_pairs
 from openmm_bg.analysis.estimate import Estimate
 from openmm_bg.analysis.surfaces import FreeEnergySurface, free_energy_surface
-from openmm_bg.analysis.timeseries import bootstrap_means
 from openmm_bg.analysis.transitions import RoundTrips, round_trips
 from openmm_bg.analysis.weights import Weights
-from openmm_bg.density import FloatArray
 from openmm_bg.report.records import Chain, GeneratorSamples
 from openmm_bg.report.run_folder import RunFolder
+from openmm_bg.systems import MolecularSystem
 from openmm_bg.training.history import TrainingHistory
 
 BG_LANGEVIN, LANGEVIN, GENERATOR = "bg_langevin", "langevin", "reweighted_generator"
@@ -35,15 +33,16 @@ TITLES = {
     GENERATOR: "Reweighted generator",
 }
 _BINS = 48
-_BOOTSTRAP_BLOCK = 256  # proposals; a chain that waits is correlated over its wait
+FEWEST_STATES = 4  # of a chain that can be halved
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to the answers: populations, surface, round trips."""
+    """One way to the answers: populations of every residue; surface and round trips of one of them."""
 
     key: str
-    statistics: BasinStatistics
+    residues: list[BasinStatistics]
+    pair: int
     surface: FreeEnergySurface
     trips: RoundTrips | None
     n_samples: int
@@ -52,6 +51,11 @@ class Method:
     def title(self) -> str:
         """Its name on the page."""
         return TITLES[self.key]
+
+    @property
+    def statistics(self) -> BasinStatistics:
+        """Populations of the residue that the page shows."""
+        return self.residues[self.pair]
 
     @property
     def rare_population(self) -> Estimate:
@@ -76,7 +80,7 @@ class Results:
     phases: dict[str, dict[str, Any]]
     temperature: float
     pair: int
-    pair_name: str
+    pair_names: list[str]
     methods: dict[str, Method]
     acceptance: Acceptance | None
     weights: Weights | None
@@ -85,6 +89,11 @@ class Results:
     generator: GeneratorSamples | None
     training: TrainingHistory | None
     missing: list[str]
+
+    @property
+    def pair_name(self) -> str:
+        """The residue that the page shows."""
+        return self.pair_names[self.pair] if self.pair < len(self.pair_names) else ""
 
     def method(self, key: str) -> Method | None:
         """A method's results, or None if it was not run."""
@@ -110,19 +119,23 @@ def read_results(folder: RunFolder, seed: int = 0) -> Results:
         missing.append(what)
         return None
 
-    molecule = load(folder.system_file, lambda _: folder.read_system(), "the System (`openmm-bg simulate`)")
-    pair_name = ""
-    if molecule is not None:
-        pairs = backbone_pairs(molecule.topology)
-        pair_name = pairs[pair].residue if pair < len(pairs) else ""
+    molecule: MolecularSystem | None = load(
+        folder.system_file, lambda _: folder.read_system(), "the System (`openmm-bg simulate`)"
+    )
     training = load(folder.history_file, _read_history, "a training history (`openmm-bg train`)")
     chain = load(folder.chain_file, Chain.load, "the chain of generator moves (`openmm-bg sample`)")
     langevin = load(folder.langevin_file, Chain.load, "Langevin dynamics alone (`openmm-bg sample`)")
     generator = load(folder.generator_samples_file, GeneratorSamples.load, "samples of the generator (`sample`)")
 
+    if molecule is not None:
+        pair_names = [found.residue for found in backbone_pairs(molecule.topology)]
+    else:
+        n_pairs = max((record.phi.shape[1] for record in (chain, langevin, generator) if record is not None), default=0)
+        pair_names = [f"residue {index + 1}" for index in range(n_pairs)]
+
     methods: dict[str, Method] = {}
     for key, record in ((BG_LANGEVIN, chain), (LANGEVIN, langevin)):
-        if record is not None and len(record) > 1 and record.phi.shape[1] > pair:
+        if record is not None and len(record) >= FEWEST_STATES and record.phi.shape[1] > pair:
             methods[key] = _chain_method(key, record, pair, temperature, seed)
     weights = None
     if generator is not None:
@@ -134,7 +147,7 @@ def read_results(folder: RunFolder, seed: int = 0) -> Results:
     if chain is not None and chain.proposed.any():
         acceptance = _acceptance(chain, pair, seed)
     return Results(
-        settings, phases, temperature, pair, pair_name, methods, acceptance, weights, chain, langevin, generator,
+        settings, phases, temperature, pair, pair_names, methods, acceptance, weights, chain, langevin, generator,
         training, missing,
     )  # fmt: skip
 
@@ -150,7 +163,8 @@ def _chain_method(key: str, chain: Chain, pair: int, temperature: float, seed: i
     phi, psi = chain.phi[:, pair], chain.psi[:, pair]
     return Method(
         key,
-        basin_statistics(phi, psi, temperature, rng=seed),
+        [basin_statistics(*angles, temperature, rng=seed) for angles in zip(chain.phi.T, chain.psi.T, strict=True)],
+        pair,
         free_energy_surface(phi, psi, temperature, bins=_BINS, rng=seed),
         round_trips(phi, duration=float(chain.seconds[-1])),
         len(chain),
@@ -161,7 +175,11 @@ def _generator_method(samples: GeneratorSamples, weights: Weights, pair: int, te
     phi, psi = samples.phi[:, pair], samples.psi[:, pair]
     return Method(
         GENERATOR,
-        basin_statistics(phi, psi, temperature, weights=weights.weights, rng=seed),
+        [
+            basin_statistics(*angles, temperature, weights=weights.weights, rng=seed)
+            for angles in zip(samples.phi.T, samples.psi.T, strict=True)
+        ],
+        pair,
         weights.surface(phi, psi, bins=_BINS, rng=seed),
         None,
         len(samples),
@@ -170,21 +188,11 @@ def _generator_method(samples: GeneratorSamples, weights: Weights, pair: int, te
 
 def _acceptance(chain: Chain, pair: int, seed: int) -> Acceptance:
     proposals = np.flatnonzero(chain.proposed)
-    accepted = chain.accepted[proposals].astype(np.float64)
-    block = min(_BOOTSTRAP_BLOCK, len(proposals))
-    overall = Estimate(float(accepted.mean()), _spread(accepted, block, seed), float(len(proposals)))
+    accepted = chain.accepted[proposals]
+    scan = longest_run(chain.proposed)  # its proposals share a starting state
+    overall = fraction_accepted(accepted, length=scan, rng=seed)
     by_basin: dict[str, Estimate] = {}
     if chain.phi.shape[1] > pair and proposals[0] > 0:
         origin = assign_basins(chain.phi[proposals - 1, pair], chain.psi[proposals - 1, pair])
-        by_basin = acceptance_by_basin(origin, accepted, length=block, rng=seed)
+        by_basin = acceptance_by_basin(origin, accepted, length=scan, rng=seed)
     return Acceptance(overall, by_basin, len(proposals))
-
-
-def _spread(values: FloatArray, block: int, seed: int) -> float:
-    return float(bootstrap_means(values, length=block, rng=seed).std(ddof=1))
-
-
-def important_basins(results: Results, threshold: float = 0.005) -> list[str]:
-    """Return the basins whose population exceeds a threshold by the chain or by the reweighted generator."""
-    sources = [results.methods[key] for key in (BG_LANGEVIN, GENERATOR) if key in results.methods]
-    return [name for name in BASIN_NAMES if any(m.statistics.populations[name].value > threshold for m in sources)]

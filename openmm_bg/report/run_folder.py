@@ -34,6 +34,7 @@ from openmm import app, unit
 from openmm_bg.density import FloatArray
 from openmm_bg.files import write_bytes
 from openmm_bg.systems import MolecularSystem
+from openmm_bg.systems.serialized import read_system
 
 _FORMAT = "openmm-bg run"
 _VERSION = 1
@@ -182,16 +183,16 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If a file is missing or cannot be read.
+            If a file is missing, cannot be read, or would run code on reading (a PythonForce).
         """
         for path in (self.system_file, self.topology_file):
             if not path.exists():
                 raise ValueError(f"{path} is missing; run `openmm-bg simulate -o {self.path}` first")
+        system = read_system(self.system_file)
         try:
-            system = openmm.XmlSerializer.deserialize(self.system_file.read_text())
             pdb = app.PDBFile(str(self.topology_file))
-        except (openmm.OpenMMException, ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"cannot read {self.system_file} and {self.topology_file.name}: {error}") from error
+        except (ValueError, IndexError, KeyError) as error:
+            raise ValueError(f"cannot read {self.topology_file}: {error}") from error
         positions: FloatArray = np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
         return MolecularSystem(system, pdb.topology, positions)
 

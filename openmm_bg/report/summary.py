@@ -61,7 +61,7 @@ def summarise(results: Results, verdict: Verdict) -> dict[str, Any]:
             for key, m in results.methods.items()
         },
         "n_round_trips": {key: m.trips.count for key, m in results.methods.items() if m.trips},
-        "round_trip_rate_upper_bound_per_s": {
+        "crossing_rate_upper_bound_per_s": {
             key: m.trips.upper_bound for key, m in results.methods.items() if m.trips and m.trips.n_crossings == 0
         },
         "verdict": verdict.answer,

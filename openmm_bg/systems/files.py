@@ -20,6 +20,7 @@ from openmm_bg.systems.molecular_system import (
     load_forcefield,
     minimize,
 )
+from openmm_bg.systems.serialized import read_system
 
 _VILLIN_MINIMIZER_ITERATIONS = 100  # the structure is a good one: only bad contacts are removed
 
@@ -73,14 +74,10 @@ def from_xml(system_xml: str | PathLike[str], topology_pdb: str | PathLike[str])
     FileNotFoundError
         If one of the files does not exist.
     ValueError
-        If the XML is not a System, or its particles are not as many as the atoms of the PDB file.
+        If the XML is not a System, its particles are not as many as the atoms of the PDB file, or it holds a
+        PythonForce: its XML is pickled code, which would run on reading.
     """
-    try:
-        system = openmm.XmlSerializer.deserialize(Path(system_xml).read_text())
-    except openmm.OpenMMException as error:
-        raise ValueError(f"{system_xml} is not a file that openmm.XmlSerializer wrote: {error}") from error
-    if not isinstance(system, openmm.System):
-        raise ValueError(f"{system_xml} holds a {type(system).__name__}; expected a serialised openmm.System.")
+    system = read_system(system_xml)
     pdb = _read_pdb(topology_pdb)
     return MolecularSystem(system, pdb.topology, _in_nanometers(pdb.positions))
 
