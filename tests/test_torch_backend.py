@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +248,42 @@ def test_an_empty_batch_has_no_energies(molecule: MolecularSystem) -> None:
     assert energies.shape == (0,)
     assert forces is not None
     assert forces.shape == (0, 22, 3)
+
+
+_MEMORY = """
+import resource
+import numpy as np
+import openmm
+from openmm_bg.potentials import TorchBackend
+from openmm_bg.potentials.platforms import lattice
+from openmm_bg.systems import villin
+{body}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2)
+"""
+_VILLIN = """
+molecule = villin()
+backend = TorchBackend(molecule.system, reference=molecule.positions)
+noise = np.random.default_rng(0).normal(size=(1024, 582, 3))
+energies, forces = backend.evaluate(molecule.positions + 0.001 * noise, with_forces=True)
+assert np.isfinite(energies).all() and np.isfinite(forces).all()
+"""
+_LARGE = """
+system, nonbonded, born = openmm.System(), openmm.NonbondedForce(), openmm.GBSAOBCForce()
+for i in range(5000):
+    system.addParticle(12.0)
+    nonbonded.addParticle(0.1 * (-1) ** i, 0.2, 0.2)
+    born.addParticle(0.1 * (-1) ** i, 0.15, 0.8)
+system.addForce(nonbonded)
+system.addForce(born)
+energies, forces = TorchBackend(system).evaluate(lattice(5000)[None], with_forces=True)
+assert np.isfinite(energies).all() and np.isfinite(forces).all()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", [_VILLIN, _LARGE], ids=["582 atoms x 1024", "5000 atoms"])
+def test_large_batches_and_large_molecules_stay_within_eight_gigabytes(body: str) -> None:
+    program = _MEMORY.format(body=body)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 8.0
