@@ -19,6 +19,7 @@ from openmm_bg.report import RunFolder
 from openmm_bg.report.records import Chain
 from openmm_bg.systems import peptide
 
+SAMPLED = ("--seconds", "2", "--n-samples", "500", "--n-proposals", "32", "--platform", "Reference")
 COMMANDS = ("demo", "simulate", "train", "sample", "report", "info")
 
 
@@ -55,10 +56,7 @@ def sampled(simulated, tmp_path_factory) -> tuple[Path, subprocess.CompletedProc
     path = tmp_path_factory.mktemp("cli") / "sampled"
     shutil.copytree(simulated, path)
     save_generator(RunFolder.open(path))
-    result = run(
-        "sample", path, "--seconds", "2", "--n-samples", "500", "--n-proposals", "32", "--platform", "Reference"
-    )
-    return path, result
+    return path, run("sample", path, *SAMPLED)
 
 
 def save_generator(folder: RunFolder) -> None:
@@ -261,6 +259,45 @@ def test_chain_is_not_continued_with_another_generator(sampled, tmp_path):
     assert (path / "chain.npz").read_bytes() == before
 
 
+def test_the_same_sampling_repeats_nothing(sampled):
+    path = sampled[0]
+    before = {name: (path / name).read_bytes() for name in ("chain.npz", "langevin.npz", "generator.npz", "run.json")}
+    result = run("sample", path, *SAMPLED)
+    assert result.returncode == 0
+    assert "is there already" in result.stdout
+    assert {name: (path / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--n-proposals", "64", "n_proposals 32 (asked for: 64)"),
+        ("--n-steps", "50", "n_steps 250 (asked for: 50)"),
+        ("--seed", "5", "seed 1 (asked for: 5)"),
+        ("--seconds", "1", "seconds 2.0 (asked for: 1.0)"),
+    ],
+)
+def test_a_chain_is_not_continued_with_other_options(sampled, option, value, message):
+    path = sampled[0]
+    before = (path / "run.json").read_text()
+    assert message in refused("sample", path, *SAMPLED, option, value)
+    assert (path / "run.json").read_text() == before
+
+
+def test_samples_of_another_generator_are_drawn_anew(sampled, tmp_path):
+    path = tmp_path / "anew"
+    shutil.copytree(sampled[0], path)
+    folder = RunFolder.open(path)
+    molecule = folder.read_system()
+    other = BoltzmannGenerator.from_system(molecule.system, molecule.topology, 310.0, seed=2)
+    other.save(folder.generator_file)
+    before = folder.generator_samples_file.read_bytes()
+    assert run("sample", path, "--part", "generator", *SAMPLED).returncode == 0
+    assert folder.generator_samples_file.read_bytes() != before
+    assert folder.asked("reweight")["generator"] == other.content_hash
+    assert folder.asked("sample")["generator"] != other.content_hash
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
 def test_damaged_model_file_is_named(sampled, tmp_path, content):
     path = tmp_path / "generator.bg"
@@ -312,3 +349,14 @@ def test_quick_demo_leaves_a_complete_report_and_repeats_nothing(tmp_path):
     before = {name: (path / name).read_bytes() for name in ("generator.bg", "chain.npz", "langevin.npz")}
     assert run("demo", "-o", path, "--quick", "--seed", "2").returncode == 0
     assert {name: (path / name).read_bytes() for name in before} == before
+
+    # Other options are not taken for these.
+    assert "seed 2 (asked for: 3)" in refused("demo", path, "--quick", "--seed", "3")
+    assert "seconds 2.0 (asked for: 30.0)" in refused("demo", path, "--seed", "2")
+    message = refused("train", path, "--seconds", "600", "--seed", "2")
+    assert "seconds 8.0 (asked for: 600.0)" in message
+    assert "remove generator.bg, training, chain.npz, generator.npz" in message
+    assert {name: (path / name).read_bytes() for name in before} == before
+    (path / "generator.bg").unlink()
+    shutil.rmtree(path / "training")
+    assert "holds chain.npz and generator.npz" in refused("train", path, "--seconds", "4", "--seed", "2")

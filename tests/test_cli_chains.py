@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
+
 import numpy as np
 import pytest
 
@@ -12,11 +15,15 @@ from openmm_bg.systems import peptide
 from openmm_bg.testing import GaussianDensity
 
 
-class Elsewhere(GaussianDensity):
-    """A density that can propose nothing that there is."""
+class Near(GaussianDensity):
+    """A density that fits any System."""
 
     def check(self, system, topology=None):
-        """Fit any System."""
+        pass
+
+
+class Elsewhere(Near):
+    """A density that can propose nothing that there is."""
 
     def log_prob(self, positions):
         return np.full(len(positions), -np.inf)
@@ -30,14 +37,13 @@ def molecule():
 @pytest.fixture
 def run_chain(molecule, tmp_path):
     """Run or continue a chain with a density, and return its file and its record."""
-    density = Elsewhere(molecule.positions, 0.001)
     platform = choose_platform(molecule.system, molecule.positions, "Reference", task="dynamics")
     path = tmp_path / "chain.npz"
 
-    def run(seconds, report=lambda fraction, note: None):
+    def run(seconds, report=lambda fraction, note: None, density=Elsewhere, seed=1):
         record = generator_chain(
-            molecule, density, Dynamics(300.0), path, seconds=seconds, platform=platform, n_proposals=8, n_steps=5,
-            seed=1, report=report,
+            molecule, density(molecule.positions, 0.001), Dynamics(300.0), path, seconds=seconds, platform=platform,
+            n_proposals=8, n_steps=5, seed=seed, report=report,
         )  # fmt: skip
         return path, record
 
@@ -55,3 +61,17 @@ def test_time_off_the_support_survives_an_interruption_and_a_run_that_adds_nothi
     np.testing.assert_array_equal(interrupted.off_support, interrupted.proposed)
     _, record = run_chain(0.001)
     assert record["n_current_off_support"] == record["n_proposed"] == interrupted.proposed.sum()
+
+
+def test_a_seed_gives_the_same_chain_as_far_as_both_go(run_chain, tmp_path, monkeypatch) -> None:
+    chains = []
+    for seed in (1, 1, 2):
+        # Moves of one process that share a seed are given different streams; a command makes one.
+        monkeypatch.setattr("openmm_bg.moves.move._streams", defaultdict(itertools.count))
+        path, _ = run_chain(1.0, density=Near, seed=seed)
+        chains.append(Chain.load(path))
+        path.unlink()
+    n = min(len(chain) for chain in chains)
+    assert n > 100
+    np.testing.assert_array_equal(chains[0].energy[:n], chains[1].energy[:n])
+    assert not np.array_equal(chains[0].energy[:n], chains[2].energy[:n])

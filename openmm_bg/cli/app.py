@@ -48,7 +48,7 @@ Folder = Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Folder of
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The same, as an option.", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers; the time sets how far they are used.")]
 OnPlatform = Annotated[
     Platform, typer.Option("--platform", case_sensitive=False, help="OpenMM platform; auto measures which is fastest.")
 ]

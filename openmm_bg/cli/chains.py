@@ -106,9 +106,10 @@ def generator_chain(
         Entries for the record of the phase.
     """
     from openmmtools.cache import ContextCache
-    from openmmtools.mcmc import LangevinDynamicsMove, MCMCSampler, SequenceMove
+    from openmmtools.mcmc import MCMCSampler, SequenceMove
     from openmmtools.states import SamplerState, ThermodynamicState
 
+    from openmm_bg.cli.seeded_dynamics import SeededLangevinDynamicsMove
     from openmm_bg.moves import BoltzmannGeneratorMove, Independence, Scan, observe_scans
 
     recorder = _Recorder(path, molecule)
@@ -124,7 +125,8 @@ def generator_chain(
                 BoltzmannGeneratorMove(
                     generator, kernel=Independence(n_proposals=n_proposals), seed=_openmm_seed(seed + resumed_at)
                 ),
-                LangevinDynamicsMove(
+                SeededLangevinDynamicsMove(
+                    _openmm_seed(seed + resumed_at),
                     timestep=dynamics.timestep * unit.picosecond,
                     collision_rate=dynamics.friction / unit.picosecond,
                     n_steps=n_steps,

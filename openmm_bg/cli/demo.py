@@ -15,13 +15,10 @@ from openmm_bg.report import RunFolder, write_report
 def demo(folder: RunFolder, schedule: Schedule, platform: str, seed: int) -> None:
     """Run all phases that the folder does not hold yet, then write the report."""
     started = time.perf_counter()
-    if not folder.is_finished("simulate"):
-        simulate(folder, SimulateOptions(seconds=schedule.simulate, platform=platform, seed=seed))
-    if not folder.is_finished("train"):
-        train(folder, TrainOptions(seconds=schedule.train, platform=platform, seed=seed))
-    if not (folder.is_finished("sample") and folder.is_finished("langevin") and folder.is_finished("reweight")):
-        options = SampleOptions(seconds=schedule.sample, n_samples=schedule.n_samples, platform=platform, seed=seed)
-        sample(folder, options)
+    simulate(folder, SimulateOptions(seconds=schedule.simulate, platform=platform, seed=seed))
+    train(folder, TrainOptions(seconds=schedule.train, platform=platform, seed=seed))
+    options = SampleOptions(seconds=schedule.sample, n_samples=schedule.n_samples, platform=platform, seed=seed)
+    sample(folder, options)
     page = write_report(folder.path)
     summary = folder.read_summary()
     say(f"\n[bold]{summary['verdict_sentence']}[/]")

@@ -54,28 +54,77 @@ class SampleOptions:
 
 
 def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> None:
-    """Run what is asked for, continuing what is there.
+    """Run what is asked for, continuing what is there and repeating nothing.
 
     Two chains that share no GPU run side by side, each on half of the cores; else one after the other.
+
+    Raises
+    ------
+    ValueError
+        If there is no generator, or a chain is there that was sampled with another one or with other options.
     """
     molecule = folder.read_system()
-    _check_same_generator(folder, load_generator(folder))
-    beside = part == "all" and n_cores() > 1
+    todo = _begin(folder, options, part, load_generator(folder).content_hash)
+    if not todo:
+        say("What was asked for is there already.")
+        return
+    beside = {"sample", "langevin"} <= todo and n_cores() > 1
     platform = choose_platform(
         molecule.system, molecule.positions, options.platform, task="dynamics", n_concurrent=2 if beside else 1
     )
     if beside and not platform.is_gpu:
         _chains_side_by_side(folder, options, platform)
     else:
-        if part in ("all", "chain"):
+        if "sample" in todo:
             with folder.timed("sample"):
                 _chain(folder, options, platform)
-        if part in ("all", "langevin"):
+        if "langevin" in todo:
             with folder.timed("langevin"), progress_bar("Langevin alone") as report:
                 folder.update_phase("langevin", **run_langevin(folder.path, options, platform, report))
-    if part in ("all", "generator"):
+    if "reweight" in todo:
         with folder.timed("reweight"):
             _generator_samples(folder, options)
+
+
+def _begin(folder: RunFolder, options: SampleOptions, part: Part, generator: str) -> set[str]:
+    """Refuse a chain that cannot be continued with these options; record them, and return the phases that are to run.
+
+    Only the wall time of a chain may grow. Samples to reweight are drawn anew if anything differs.
+    """
+    chain = {
+        "n_proposals": options.n_proposals, "n_steps": options.n_steps, "seed": options.seed, "generator": generator,
+        "seconds": options.seconds,
+    }  # fmt: skip
+    phases: dict[str, tuple[str, Path, dict[str, Any]]] = {
+        "sample": ("chain", folder.chain_file, chain),
+        "langevin": ("langevin", folder.langevin_file, {"seed": options.seed, "seconds": options.seconds}),
+        "reweight": (
+            "generator",
+            folder.generator_samples_file,
+            {"n_samples": options.n_samples, "seed": options.seed, "generator": generator},
+        ),
+    }
+    wanted = {name: entry for name, entry in phases.items() if part in ("all", entry[0])}
+    if "sample" in wanted:
+        _check_same_generator(folder, generator)
+    for name, (_, file, asked) in wanted.items():
+        if name != "reweight" and file.exists():
+            compared = {key: value for key, value in asked.items() if key != "seconds"}
+            if folder.is_finished(name) and options.seconds < folder.asked(name).get("seconds", 0.0):
+                compared = asked
+            folder.check_asked(name, compared, f"remove {file.name} to sample anew")
+    todo = set()
+    for name, (_, file, asked) in wanted.items():
+        stored = {**asked, **folder.asked(name)}
+        if not file.exists():
+            folder.restart_phase(name)
+        elif folder.is_finished(name) and stored == asked:
+            continue
+        folder.update_phase(name, finished=False, asked=asked)
+        todo.add(name)
+    if "sample" in wanted:
+        folder.update_settings({"generator": generator})
+    return todo
 
 
 def load_generator(folder: RunFolder) -> BoltzmannGenerator:
@@ -85,15 +134,14 @@ def load_generator(folder: RunFolder) -> BoltzmannGenerator:
     return BoltzmannGenerator.load(folder.generator_file, system=folder.read_system().system)
 
 
-def _check_same_generator(folder: RunFolder, generator: BoltzmannGenerator) -> None:
+def _check_same_generator(folder: RunFolder, generator: str) -> None:
     """Refuse to continue a chain with another generator than it was begun with; its acceptance would be a mixture."""
-    known = folder.settings.get("generator")
-    if folder.chain_file.exists() and known not in (None, generator.content_hash):
+    known = folder.asked("sample").get("generator") or folder.settings.get("generator")
+    if folder.chain_file.exists() and known not in (None, generator):
         raise ValueError(
             f"{folder.chain_file} was sampled with another generator than {folder.generator_file} is now (content hash "
-            f"{str(known)[:12]}, now {generator.content_hash[:12]}). Move chain.npz away to start anew"
+            f"{str(known)[:12]}, now {generator[:12]}). Move chain.npz away to start anew"
         )
-    folder.update_settings({"generator": generator.content_hash})
 
 
 def dynamics(folder: RunFolder) -> Dynamics:

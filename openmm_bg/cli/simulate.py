@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class SimulateOptions:
 
 
 def simulate(folder: RunFolder, options: SimulateOptions) -> None:
-    """Write the System, its Topology and frames of dynamics; continue what was interrupted.
+    """Write the System, its Topology and frames of dynamics; continue what was interrupted, repeat nothing.
 
     Raises
     ------
@@ -72,10 +73,16 @@ def simulate(folder: RunFolder, options: SimulateOptions) -> None:
         If the folder holds another molecule or another simulation, or the dynamics blows up.
     """
     settings = _checked_settings(folder, options)
+    asked = {"seconds": options.seconds}
+    folder.check_asked("simulate", asked, "remove it to start anew")
+    if folder.is_finished("simulate") and folder.data_file.exists():
+        say(f"The data are there: {folder.data_file}")
+        return
     with folder.timed("simulate"):
         if not (folder.system_file.exists() and folder.topology_file.exists()):
             folder.write_system(_build(options))
             folder.update_settings(settings)
+        folder.update_phase("simulate", asked=asked)
         _simulate(folder, options, folder.read_system())
 
 
@@ -123,6 +130,7 @@ def _checked_settings(folder: RunFolder, options: SimulateOptions) -> dict[str, 
         "timestep": options.timestep,
         "friction": options.friction,
         "seed": options.seed,
+        "structure": None if options.pdb is None else sha256(options.pdb.read_bytes()).hexdigest(),
     }
     stored = folder.settings
     differing = [

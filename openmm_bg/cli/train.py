@@ -35,13 +35,26 @@ class TrainOptions:
 
 
 def train(folder: RunFolder, options: TrainOptions) -> None:
-    """Train on the folder's data and write generator.bg; continue what was interrupted.
+    """Train on the folder's data and write generator.bg; continue what was interrupted, repeat nothing.
 
     Raises
     ------
     ValueError
-        If the folder holds no data, or a training with other settings.
+        If the folder holds no data, a training with other settings, or samples of a generator that was removed.
     """
+    asked = {"seconds": options.seconds, "seed": options.seed}
+    if folder.generator_file.exists() or folder.training_folder.exists():
+        # An interrupted training may be given another time to finish in.
+        compared = asked if folder.is_finished("train") else {"seed": options.seed}
+        folder.check_asked("train", compared, f"remove {_of_the_generator(folder)} to train anew")
+        if folder.is_finished("train") and folder.generator_file.exists():
+            say(f"The generator is there: {folder.generator_file}")
+            return
+    else:
+        folder.restart_phase("train")
+    if not folder.is_finished("train"):
+        _refuse_samples_of_another(folder)
+    folder.update_phase("train", asked=asked)
     with folder.timed("train"):
         _train(folder, options)
 
@@ -75,6 +88,21 @@ def _train(folder: RunFolder, options: TrainOptions) -> None:
     folder.update_phase("train", finished=True, n_evaluations=n_evaluations, platform=platform)
     folder.update_summary({"training_seconds": history.seconds, "training_energy_evaluations": n_evaluations})
     say(f"Trained in {history.seconds:.0f} s: {folder.generator_file}")
+
+
+def _of_the_generator(folder: RunFolder) -> str:
+    """Name what a new generator would make obsolete."""
+    files = (folder.generator_file, folder.training_folder, folder.chain_file, folder.generator_samples_file)
+    return ", ".join(file.name for file in files if file.exists())
+
+
+def _refuse_samples_of_another(folder: RunFolder) -> None:
+    files = [file.name for file in (folder.chain_file, folder.generator_samples_file) if file.exists()]
+    if files:
+        raise ValueError(
+            f"{folder.path} holds {' and '.join(files)}, sampled with a generator that was not trained here. Remove "
+            "what was sampled before training another, or name another folder with --output"
+        )
 
 
 def _place(record: dict[str, Any], seconds: float) -> tuple[float, str]:

@@ -148,6 +148,40 @@ class RunFolder:
         run["phases"].setdefault(name, {}).update(record)
         write_json(self.run_file, run)
 
+    def restart_phase(self, name: str) -> None:
+        """Forget the record of a phase of which nothing is left."""
+        run = self.read_run()
+        run["phases"].pop(name, None)
+        write_json(self.run_file, run)
+
+    def asked(self, phase: str) -> dict[str, Any]:
+        """Return the options that a phase was run with, empty where they were not recorded."""
+        return dict(self.phases.get(phase, {}).get("asked", {}))
+
+    def check_asked(self, phase: str, asked: Mapping[str, Any], remedy: str) -> None:
+        """Raise ValueError if a phase was run with other options than are asked for now.
+
+        Parameters
+        ----------
+        phase : str
+            Name of the phase.
+        asked : mapping
+            Options to compare; those that were not recorded count as equal.
+        remedy : str
+            What to do to have the phase run with these options in this folder.
+        """
+        stored = self.asked(phase)
+        differing = [
+            f"{key} {stored[key]!r} (asked for: {value!r})"
+            for key, value in asked.items()
+            if stored.get(key, value) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"in {self.path} the phase {phase!r} was run with {', '.join(differing)}. Nothing was changed: ask for "
+                f"the same, name another folder with --output, or {remedy}"
+            )
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the wall time of what runs inside to the record of a phase, also when it is interrupted."""
