@@ -225,5 +225,5 @@ def _generator_samples(folder: RunFolder, options: SampleOptions) -> None:
 
 
 def _to_gpu(generator: BoltzmannGenerator, platform: PlatformChoice) -> None:
-    if platform.name == "CUDA" and torch.cuda.is_available():
+    if platform.name in ("CUDA", "torch") and torch.cuda.is_available():
         generator.to("cuda")

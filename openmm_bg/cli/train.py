@@ -114,5 +114,5 @@ def _place(record: dict[str, Any], seconds: float) -> tuple[float, str]:
 
 
 def _to_gpu(generator: BoltzmannGenerator, potential: SystemPotential) -> None:
-    if potential.platform_name == "CUDA" and torch.cuda.is_available():
+    if potential.platform_name in ("CUDA", "torch") and torch.cuda.is_available():
         generator.to("cuda")
