@@ -10,7 +10,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openmm_bg.analysis import Weights, reweight
+    from openmm_bg.analysis import (
+        EnergyState,
+        FreeEnergyResult,
+        GeneratorState,
+        ReducedEnergies,
+        Weights,
+        free_energy,
+        reweight,
+    )
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
@@ -23,15 +31,20 @@ __version__ = version("openmm-bg")
 _HOMES = {
     "BoltzmannGenerator": "generator",
     "BoltzmannGeneratorMove": "moves",
+    "EnergyState": "analysis",
     "FlowConfig": "flows",
+    "FreeEnergyResult": "analysis",
+    "GeneratorState": "analysis",
     "Independence": "moves",
     "LatentDensity": "density",
     "ProposalDensity": "density",
+    "ReducedEnergies": "analysis",
     "Samples": "density",
     "Stage": "training",
     "SystemPotential": "potentials",
     "TrainingHistory": "training",
     "Weights": "analysis",
+    "free_energy": "analysis",
     "reweight": "analysis",
     "train": "training",
 }
@@ -39,15 +52,20 @@ _HOMES = {
 __all__ = [
     "BoltzmannGenerator",
     "BoltzmannGeneratorMove",
+    "EnergyState",
     "FlowConfig",
+    "FreeEnergyResult",
+    "GeneratorState",
     "Independence",
     "LatentDensity",
     "ProposalDensity",
+    "ReducedEnergies",
     "Samples",
     "Stage",
     "SystemPotential",
     "TrainingHistory",
     "Weights",
+    "free_energy",
     "reweight",
     "train",
 ]

@@ -10,20 +10,36 @@ from openmm_bg.analysis.basins import (
     basin_statistics,
     rare_population,
 )
+from openmm_bg.analysis.checks import Check, Verdict
+from openmm_bg.analysis.differences import AbsoluteFreeEnergy, FreeEnergyDifference
 from openmm_bg.analysis.dihedrals import BackbonePair, backbone_pairs, ramachandran_angles, slowest_pair, torsion_angles
 from openmm_bg.analysis.estimate import Estimate, agreement, z_score
-from openmm_bg.analysis.surfaces import FreeEnergySurface, free_energy_surface
+from openmm_bg.analysis.free_energies import free_energy
+from openmm_bg.analysis.free_energy_result import FreeEnergyResult
+from openmm_bg.analysis.reduced_energies import ReducedEnergies, evaluate
+from openmm_bg.analysis.states import EnergyState, GeneratorState, Measure
+from openmm_bg.analysis.surfaces import FreeEnergyProfile, FreeEnergySurface, free_energy_profile, free_energy_surface
 from openmm_bg.analysis.timeseries import block_length, chain_mean, effective_sample_size, statistical_inefficiency
 from openmm_bg.analysis.transitions import RoundTrips, round_trips
 from openmm_bg.analysis.weights import Weights, pareto_k, reweight
 
 __all__ = [
     "BASINS",
+    "AbsoluteFreeEnergy",
     "BackbonePair",
     "BasinStatistics",
+    "Check",
+    "EnergyState",
     "Estimate",
+    "FreeEnergyDifference",
+    "FreeEnergyProfile",
+    "FreeEnergyResult",
     "FreeEnergySurface",
+    "GeneratorState",
+    "Measure",
+    "ReducedEnergies",
     "RoundTrips",
+    "Verdict",
     "Weights",
     "acceptance_by_basin",
     "agreement",
@@ -33,7 +49,10 @@ __all__ = [
     "block_length",
     "chain_mean",
     "effective_sample_size",
+    "evaluate",
     "fraction_accepted",
+    "free_energy",
+    "free_energy_profile",
     "free_energy_surface",
     "pareto_k",
     "ramachandran_angles",

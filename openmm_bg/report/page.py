@@ -12,13 +12,14 @@ import jinja2
 from markupsafe import Markup
 
 from openmm_bg.analysis.basins import BASINS
+from openmm_bg.analysis.checks import Verdict
 from openmm_bg.analysis.estimate import Estimate, z_score
 from openmm_bg.files import write_bytes
 from openmm_bg.report import figures
 from openmm_bg.report.results import BG_LANGEVIN, GENERATOR, LANGEVIN, Results, read_results
 from openmm_bg.report.run_folder import RunFolder
 from openmm_bg.report.summary import summarise, versions, wall_times
-from openmm_bg.report.verdict import Verdict, judge
+from openmm_bg.report.verdict import judge
 
 _ORDER = (BG_LANGEVIN, LANGEVIN, GENERATOR)
 _MINUS = "\N{MINUS SIGN}"
