@@ -14,8 +14,12 @@ from openmm_bg.analysis.checks import Check, Verdict
 from openmm_bg.analysis.differences import AbsoluteFreeEnergy, FreeEnergyDifference
 from openmm_bg.analysis.dihedrals import BackbonePair, backbone_pairs, ramachandran_angles, slowest_pair, torsion_angles
 from openmm_bg.analysis.estimate import Estimate, agreement, z_score
+from openmm_bg.analysis.find_basins import FoundBasins, find_basins
 from openmm_bg.analysis.free_energies import free_energy
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
+from openmm_bg.analysis.population_checks import compare_populations
+from openmm_bg.analysis.population_result import Convergence, Populations
+from openmm_bg.analysis.populations import populations
 from openmm_bg.analysis.reduced_energies import ReducedEnergies, evaluate
 from openmm_bg.analysis.states import EnergyState, GeneratorState, Measure
 from openmm_bg.analysis.surfaces import FreeEnergyProfile, FreeEnergySurface, free_energy_profile, free_energy_surface
@@ -29,14 +33,17 @@ __all__ = [
     "BackbonePair",
     "BasinStatistics",
     "Check",
+    "Convergence",
     "EnergyState",
     "Estimate",
+    "FoundBasins",
     "FreeEnergyDifference",
     "FreeEnergyProfile",
     "FreeEnergyResult",
     "FreeEnergySurface",
     "GeneratorState",
     "Measure",
+    "Populations",
     "ReducedEnergies",
     "RoundTrips",
     "Verdict",
@@ -48,13 +55,16 @@ __all__ = [
     "basin_statistics",
     "block_length",
     "chain_mean",
+    "compare_populations",
     "effective_sample_size",
     "evaluate",
+    "find_basins",
     "fraction_accepted",
     "free_energy",
     "free_energy_profile",
     "free_energy_surface",
     "pareto_k",
+    "populations",
     "ramachandran_angles",
     "rare_population",
     "reweight",
