@@ -20,7 +20,8 @@ from openmm_bg.analysis.free_energy_result import FreeEnergyResult
 from openmm_bg.analysis.population_checks import compare_populations
 from openmm_bg.analysis.population_result import Convergence, Populations
 from openmm_bg.analysis.populations import populations
-from openmm_bg.analysis.reduced_energies import ReducedEnergies, evaluate
+from openmm_bg.analysis.reduced_energies import ReducedEnergies
+from openmm_bg.analysis.sampled_states import evaluate
 from openmm_bg.analysis.states import EnergyState, GeneratorState, Measure
 from openmm_bg.analysis.surfaces import FreeEnergyProfile, FreeEnergySurface, free_energy_profile, free_energy_surface
 from openmm_bg.analysis.timeseries import block_length, chain_mean, effective_sample_size, statistical_inefficiency

@@ -12,7 +12,8 @@ from scipy.special import logsumexp
 
 from openmm_bg.analysis import mbar
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
-from openmm_bg.analysis.reduced_energies import ReducedEnergies, evaluate
+from openmm_bg.analysis.reduced_energies import ReducedEnergies
+from openmm_bg.analysis.sampled_states import evaluate
 from openmm_bg.analysis.states import State
 from openmm_bg.analysis.trust import judge_free_energy, second_estimates
 from openmm_bg.analysis.weights import pareto_k
@@ -27,10 +28,11 @@ def free_energy(
     energies: ReducedEnergies | Sequence[State],
     samples: Mapping[str, Any] | None = None,
     *,
+    decorrelate: bool = True,
+    independent: Sequence[str] = (),
     n_bootstrap: int = N_BOOTSTRAP,
     basins: Callable[[FloatArray], ArrayLike] | ArrayLike | None = None,
     rng: np.random.Generator | int | None = 0,
-    **options: Any,
 ) -> FreeEnergyResult:
     """Estimate the free energies of states by MBAR, with errors and a verdict.
 
@@ -40,6 +42,11 @@ def free_energy(
         The input, or the states in which `samples` are to be evaluated.
     samples : mapping of str to samples, optional
         Samples of the states by name, as of `evaluate`; with states only.
+    decorrelate : bool
+        Whether to leave out correlated samples, by the statistical inefficiency of each chain.
+    independent : sequence of str
+        States whose samples were drawn independently although they do not come as `Samples`; with states only. It is
+        checked.
     n_bootstrap : int
         Number of resamples by blocks within chains; 0 leaves the asymptotic errors alone.
     basins : callable or array_like of int, shape (N,), optional
@@ -47,8 +54,6 @@ def free_energy(
         samples of a state should have visited and have not is found out.
     rng : Generator, int or None
         Source of the resamples.
-    **options
-        `decorrelate` and `independent` of `evaluate`; with states only.
 
     Returns
     -------
@@ -63,9 +68,11 @@ def free_energy(
     if not isinstance(energies, ReducedEnergies):
         if samples is None:
             raise ValueError("states were given without samples; give samples={name of a state: positions, ...}")
-        energies = evaluate(list(energies), samples, **options)
-    elif samples is not None or options:
-        raise ValueError("samples and options belong to states; ReducedEnergies hold their samples already")
+        energies = evaluate(list(energies), samples, independent=independent, decorrelate=False)
+    elif samples is not None or independent:
+        raise ValueError("samples and their independence belong to states; ReducedEnergies hold their samples already")
+    if decorrelate:
+        energies = energies.decorrelate()
     if n_bootstrap < 0:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; give 0 or more")
     seed = int(np.random.default_rng(rng).integers(2**31))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
-from scipy.special import logsumexp
 
 from openmm_bg.analysis import mbar
 from openmm_bg.analysis.checks import Verdict
@@ -241,9 +240,7 @@ class FreeEnergyResult:
         """Weights of the samples in a state in each bootstrap resample, shape (N,)."""
         energies, k = self._energies(), self._index(state)
         for f_k, counts in zip(self.bootstrap_f_k, energies.resamples(len(self.bootstrap_f_k), self.seed), strict=True):
-            with np.errstate(divide="ignore"):
-                log_w = -energies.u_kn[k] - mbar.log_denominator(energies, f_k) + np.log(counts)
-            yield np.exp(log_w - logsumexp(log_w))
+            yield np.exp(mbar.log_weights(energies, f_k, counts)[k])
 
     def _values(self, observable: Callable[[FloatArray], ArrayLike] | ArrayLike) -> FloatArray:
         energies = self._energies()

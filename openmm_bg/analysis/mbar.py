@@ -73,21 +73,28 @@ def solve(energies: ReducedEnergies) -> Solution:
     )
 
 
-def log_denominator(energies: ReducedEnergies, f_k: FloatArray) -> FloatArray:
+def log_denominator(energies: ReducedEnergies, f_k: FloatArray, n_k: NDArray[Any] | None = None) -> FloatArray:
     """Return ln sum_l N_l exp(f_l - u_l(x_n)), shape (N,): the mixture that the samples are from."""
-    sampled = energies.n_k > 0
+    counts = energies.n_k if n_k is None else n_k
+    sampled = counts > 0
     exponents = f_k[sampled, None] - energies.u_kn[sampled]
-    return np.asarray(logsumexp(exponents, axis=0, b=energies.n_k[sampled, None]))
+    return np.asarray(logsumexp(exponents, axis=0, b=counts[sampled, None]))
 
 
 def log_weights(energies: ReducedEnergies, f_k: FloatArray, multiplicities: NDArray[Any] | None = None) -> FloatArray:
-    """Logarithms of normalised weights of the samples in every state, shape (K, N)."""
-    log_w = -energies.u_kn - log_denominator(energies, f_k)
-    if multiplicities is not None:
+    """Logarithms of normalised weights of the samples, or of a resample of them, in every state, shape (K, N)."""
+    if multiplicities is None:
+        log_w = -energies.u_kn - log_denominator(energies, f_k)
+    else:
         with np.errstate(divide="ignore"):
-            log_w = log_w + np.log(multiplicities)
+            log_counts = np.log(multiplicities)
+        log_w = log_counts - energies.u_kn - log_denominator(energies, f_k, _counts(energies, multiplicities))
     normalised: FloatArray = log_w - logsumexp(log_w, axis=1, keepdims=True)
     return normalised
+
+
+def _counts(energies: ReducedEnergies, multiplicities: NDArray[Any]) -> FloatArray:
+    return np.bincount(energies.own, weights=multiplicities, minlength=energies.n_states)
 
 
 def solve_resample(energies: ReducedEnergies, start: FloatArray, multiplicities: NDArray[np.int64]) -> FloatArray:
@@ -98,7 +105,7 @@ def solve_resample(energies: ReducedEnergies, start: FloatArray, multiplicities:
     start : ndarray, shape (K,)
         Solution of the whole sample.
     multiplicities : ndarray of int, shape (N,)
-        How often each sample occurs; the number from each state is unchanged.
+        How often each sample occurs.
 
     Returns
     -------
@@ -107,7 +114,8 @@ def solve_resample(energies: ReducedEnergies, start: FloatArray, multiplicities:
     """
     sampled = np.flatnonzero(energies.n_k > 0)
     chosen = multiplicities > 0
-    u, n, c = energies.u_kn[np.ix_(sampled, chosen)], energies.n_k[sampled].astype(float), multiplicities[chosen]
+    n_k = _counts(energies, multiplicities)
+    u, n, c = energies.u_kn[np.ix_(sampled, chosen)], n_k[sampled], multiplicities[chosen]
 
     def objective(f: FloatArray) -> float:
         return float(c @ logsumexp(f[:, None] - u, axis=0, b=n[:, None]) - n @ f)
@@ -127,9 +135,14 @@ def solve_resample(energies: ReducedEnergies, start: FloatArray, multiplicities:
         f, value = f + scale * step, trial
         if scale * np.abs(step).max() < _CONVERGED:
             break
-    complete = np.array(start)
+    complete: FloatArray = np.array(start)
     complete[sampled] = f
-    log_w = -energies.u_kn[:, chosen] - log_denominator(energies, complete)[chosen]
+    log_w = -energies.u_kn[:, chosen] - log_denominator(energies, complete, n_k)[chosen]
     result: FloatArray = -logsumexp(log_w, axis=1, b=c)
     result[~np.isfinite(result)] = np.nan
     return result - result[0]
+
+
+def solve_part(energies: ReducedEnergies, start: FloatArray) -> FloatArray:
+    """Return f_k of a part of the samples from the solution of the whole, by `solve_resample`."""
+    return solve_resample(energies, start, np.ones(energies.n_samples, dtype=np.int64))

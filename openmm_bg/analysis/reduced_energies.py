@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from openmm import unit
 
-from openmm_bg.analysis.states import GeneratorState, Measure, State, check_states
+from openmm_bg.analysis.states import Measure
 from openmm_bg.analysis.timeseries import resample_multiplicities, statistical_inefficiency
-from openmm_bg.density import FloatArray, Samples
-
-logger = logging.getLogger(__name__)
+from openmm_bg.density import FloatArray
 
 _FEWEST_SAMPLES = 2
-_LOG_PROB_TOLERANCE = 0.01  # forward and inverse pass of a float32 network differ by less
 _ABSENT: Any = None  # filled in by __post_init__, so that a finished object has every array
-_INDEPENDENT = 1.5  # an inefficiency up to which samples pass for independent
+INDEPENDENT = 1.5  # an inefficiency up to which samples pass for independent
 _BLOCKS_IN_INEFFICIENCIES = 5.0
 
 
@@ -161,35 +157,41 @@ class ReducedEnergies:
             yield slice(int(start), int(stop))
 
     def inefficiency(self, samples: slice) -> float:
-        """Statistical inefficiency of a chain: of its own reduced potential and of its differences to other states.
+        """Statistical inefficiency of a chain: the largest of its own reduced potential and its differences.
 
-        The differences are what the estimators average; the largest of all counts. Infinite energies are left out.
+        The differences to the states before and after it are what the estimators average. Infinite energies count as
+        the largest finite one.
         """
         k = int(self.own[samples.start])
         own = self.u_kn[k, samples]
-        if len(own) < _FEWEST_SAMPLES:
-            return 1.0
-        series = [own] if np.ptp(own) > 0.0 else []
-        for j in range(self.n_states):
-            difference = self.u_kn[j, samples] - own
-            finite = np.isfinite(difference)
-            if j != k and finite.sum() >= _FEWEST_SAMPLES and np.ptp(difference[finite]) > 0.0:
-                series.append(np.where(finite, difference, difference[finite].max()))
-        return max((statistical_inefficiency(values) for values in series), default=1.0)
+        series = [own, *(self.u_kn[j, samples] - own for j in (k - 1, k + 1) if 0 <= j < self.n_states)]
+        largest = 1.0
+        for values in series:
+            finite = np.isfinite(values)
+            if finite.sum() >= _FEWEST_SAMPLES and np.ptp(values[finite]) > 0.0:
+                largest = max(largest, statistical_inefficiency(np.where(finite, values, values[finite].max())))
+        return largest
+
+    @cached_property
+    def remaining_inefficiencies(self) -> tuple[float, ...]:
+        """Statistical inefficiency of each chain as it is here, in the order of `chain_slices`."""
+        return tuple(self.inefficiency(samples) for samples in self.chain_slices())
 
     def decorrelate(self) -> ReducedEnergies:
         """Return a subset of effectively independent samples, every g-th of each chain.
 
-        g is the statistical inefficiency of `inefficiency`. States that are marked as independent are kept whole.
+        g is the statistical inefficiency of `inefficiency`. States that are marked as independent are kept whole, and
+        energies that were decorrelated are returned as they are.
         """
+        if self.inefficiencies:
+            return self
         kept: list[NDArray[np.int64]] = []
-        found: dict[str, float] = dict(self.inefficiencies)
-        for samples in self.chain_slices():
+        found: dict[str, float] = {}
+        for samples, inefficiency in zip(self.chain_slices(), self.remaining_inefficiencies, strict=True):
             k = int(self.own[samples.start])
-            g = 1.0 if self.independent[k] else self.inefficiency(samples)
+            g = 1.0 if self.independent[k] else inefficiency
             found[self.names[k]] = max(g, found.get(self.names[k], 1.0))
-            length = samples.stop - samples.start
-            kept.append(samples.start + np.arange(0.0, length - 0.5, g).astype(np.int64))
+            kept.append(samples.start + np.arange(0.0, samples.stop - samples.start - 0.5, g).astype(np.int64))
         return replace(self.take(np.concatenate(kept)), inefficiencies=found)
 
     def take(self, indices: ArrayLike) -> ReducedEnergies:
@@ -211,114 +213,13 @@ class ReducedEnergies:
         """
         generator = np.random.default_rng(rng)
         parts = []
-        for samples in self.chain_slices():
+        for samples, inefficiency in zip(self.chain_slices(), self.remaining_inefficiencies, strict=True):
             length = samples.stop - samples.start
-            g = 1.0 if self.independent[self.own[samples.start]] else self.inefficiency(samples)
-            block = 1 if g < _INDEPENDENT else max(1, min(math.ceil(_BLOCKS_IN_INEFFICIENCIES * g), length // 10))
+            g = 1.0 if self.independent[self.own[samples.start]] else inefficiency
+            block = 1 if g < INDEPENDENT else max(1, min(math.ceil(_BLOCKS_IN_INEFFICIENCIES * g), length // 10))
             parts.append(resample_multiplicities(length, block, n, generator))
         for counts in zip(*parts, strict=True):
             yield np.concatenate(counts)
-
-
-def evaluate(
-    states: Sequence[State],
-    samples: Mapping[str, Any],
-    *,
-    decorrelate: bool = True,
-    independent: Sequence[str] = (),
-) -> ReducedEnergies:
-    """Evaluate all samples in all states.
-
-    Parameters
-    ----------
-    states : sequence of EnergyState or GeneratorState
-    samples : mapping of str to samples
-        For each sampled state, by name: positions of shape (n, n_atoms, 3) in nm or as a Quantity in the order in
-        which they were sampled, a `Samples`, an mdtraj Trajectory, or a list of these: several chains.
-    decorrelate : bool
-        Whether to leave out correlated samples, by the statistical inefficiency of each chain.
-    independent : sequence of str
-        States whose samples were drawn independently although they do not come as `Samples`. It is checked.
-
-    Returns
-    -------
-    ReducedEnergies
-
-    Raises
-    ------
-    ValueError
-        If samples of an unknown state or of another molecule are given, the log density that came with samples is not
-        that of their state, or the energies are refused by `ReducedEnergies`.
-    """
-    n_atoms, measure = check_states(states)
-    names = [state.name for state in states]
-    if unknown := [name for name in [*samples, *independent] if name not in names]:
-        raise ValueError(f"samples of {unknown} were given, but the states are {names}")
-    positions: list[FloatArray] = []
-    chains: list[NDArray[np.int64]] = []
-    n_k: list[int] = []
-    drawn: list[bool] = []
-    for state in states:
-        parts = samples.get(state.name, [])
-        parts = parts if isinstance(parts, list) else [parts]
-        arrays = [_positions(part, state.name, n_atoms) for part in parts]
-        for part, array in zip(parts, arrays, strict=True):
-            n_atoms = array.shape[1]
-            if isinstance(part, Samples):
-                array = _drawn(part, state)
-            positions.append(array)
-            chains.append(np.full(len(array), len(chains)))
-        n_k.append(sum(len(array) for array in positions[len(positions) - len(parts) :]) if parts else 0)
-        drawn.append(bool(parts) and (all(isinstance(p, Samples) for p in parts) or state.name in independent))
-    if not positions:
-        raise ValueError(f"none of the states {names} has samples; give those of at least one")
-    everything = np.concatenate(positions)
-    energies = ReducedEnergies(
-        names,
-        np.stack([state.reduced_potential(everything) for state in states]),
-        np.array(n_k),
-        temperatures=np.array([state.kelvin for state in states]),
-        known=np.array([state.known_free_energy for state in states]),
-        measure=measure,
-        chains=np.concatenate(chains),
-        independent=np.array(drawn),
-        positions=everything,
-    )
-    return energies.decorrelate() if decorrelate else energies
-
-
-def _positions(part: Any, name: str, n_atoms: int | None) -> FloatArray:
-    if hasattr(part, "xyz"):
-        part = part.xyz
-    if isinstance(part, Samples):
-        part = part.positions
-    if unit.is_quantity(part):
-        part = part.value_in_unit(unit.nanometer)
-    array = np.asarray(part, dtype=np.float64)
-    expected = "(n, n_atoms, 3)" if n_atoms is None else f"(n, {n_atoms}, 3)"
-    if array.ndim != 3 or array.shape[2] != 3 or (n_atoms is not None and array.shape[1] != n_atoms):
-        raise ValueError(f"the samples of state {name!r} have shape {array.shape}; expected {expected}, in nm")
-    return array
-
-
-def _drawn(samples: Samples, state: State) -> FloatArray:
-    """Positions of independent draws, those off the support left out, after a look at their log density."""
-    supported = np.isfinite(samples.log_prob)
-    positions = samples.positions[supported]
-    if not isinstance(state, GeneratorState):
-        raise ValueError(
-            f"draws of a density, with their log density, were given as samples of {state.name!r}, which is a "
-            "potential at a temperature; give them to the GeneratorState of that density"
-        )
-    found = -state.reduced_potential(positions)
-    difference = np.abs(found - samples.log_prob[supported])
-    if not np.all(np.median(difference) <= _LOG_PROB_TOLERANCE):
-        raise ValueError(
-            f"the draws given for {state.name!r} carry log densities that differ from its own by "
-            f"{np.median(difference):.3g} (median): they are from another density, or their densities are clipped or "
-            "not normalised; draw them with its `sample`"
-        )
-    return positions[np.isfinite(found)]
 
 
 def _counts(n_k: Any) -> NDArray[np.int64]:

@@ -23,7 +23,8 @@ from openmm_bg.analysis import mbar
 from openmm_bg.analysis.checks import Check, conclude, grade
 from openmm_bg.analysis.free_energies import N_BOOTSTRAP, free_energy
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
-from openmm_bg.analysis.reduced_energies import ReducedEnergies, _drawn, _positions
+from openmm_bg.analysis.reduced_energies import ReducedEnergies
+from openmm_bg.analysis.sampled_states import drawn_positions, positions_of
 from openmm_bg.analysis.states import GeneratorState, State, check_states
 from openmm_bg.density import FloatArray, Samples
 from openmm_bg.training.maps import FlowMap, check_same_measure
@@ -148,9 +149,9 @@ def _mapped_energies(
         parts = _chains(samples)
         independent.append(bool(parts) and all(isinstance(part, Samples) for part in parts))
         for part in parts:
-            positions = _positions(part, states[k].name, n_atoms)
+            positions = positions_of(part, states[k].name, n_atoms)
             if isinstance(part, Samples):
-                positions = _drawn(part, states[k])
+                positions = drawn_positions(part, states[k])
             positions = positions[~flow_map.was_trained_on(positions)]
             if not len(positions):
                 continue
