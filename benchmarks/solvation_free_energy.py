@@ -173,7 +173,7 @@ def table(found: dict[str, Route]) -> Table:
     agree = "agree" if worst[0] <= 3.0 else "DISAGREE"
     notes = [
         f"Alanine dipeptide, ff96, no constraints, {TEMPERATURE:g} K: free energy of OBC1 less that of vacuum. The "
-        f"three routes {agree}: the largest difference, {worst[1]} against {worst[2]}, is {worst[0]:.1f} combined standard "
+        f"three routes {agree}: the largest difference, {worst[1]} against {worst[2]}, is {worst[0]:.1f} standard "
         "errors. The trained map's route shares the dynamics of the two ends with the staged path.",
         f"To {GOAL} kT: training as it was, sampling in proportion to the square of the error. Seconds are wall time "
         "with whatever else the machine did; an evaluation is one energy, with or without forces.",
