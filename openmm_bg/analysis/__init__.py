@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from openmm_bg.analysis.acceptance import acceptance_by_basin, fraction_accepted
+from openmm_bg.analysis.basin_populations import populations
 from openmm_bg.analysis.basins import (
     BASINS,
     BasinStatistics,
@@ -19,7 +20,6 @@ from openmm_bg.analysis.free_energies import free_energy
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
 from openmm_bg.analysis.population_checks import compare_populations
 from openmm_bg.analysis.population_result import Convergence, Populations
-from openmm_bg.analysis.populations import populations
 from openmm_bg.analysis.reduced_energies import ReducedEnergies
 from openmm_bg.analysis.sampled_states import evaluate
 from openmm_bg.analysis.states import EnergyState, GeneratorState, Measure
