@@ -20,6 +20,7 @@ from openmm_bg.analysis.free_energies import free_energy
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
 from openmm_bg.analysis.population_checks import compare_populations
 from openmm_bg.analysis.population_result import Convergence, Populations
+from openmm_bg.analysis.readers import from_weights, read_multistate, read_replica_exchange, read_u_nk
 from openmm_bg.analysis.reduced_energies import ReducedEnergies
 from openmm_bg.analysis.sampled_states import evaluate
 from openmm_bg.analysis.states import EnergyState, GeneratorState, Measure
@@ -64,10 +65,14 @@ __all__ = [
     "free_energy",
     "free_energy_profile",
     "free_energy_surface",
+    "from_weights",
     "pareto_k",
     "populations",
     "ramachandran_angles",
     "rare_population",
+    "read_multistate",
+    "read_replica_exchange",
+    "read_u_nk",
     "reweight",
     "round_trips",
     "slowest_pair",

@@ -189,8 +189,8 @@ class FreeEnergyResult:
         Parameters
         ----------
         observable : callable or array_like, shape (N,)
-            Values of the samples that were used (`energies.kept` says which of the original ones these are), or a
-            function of their positions in nm, shape (N, n_atoms, 3) to (N,).
+            Values of all original samples, or of those that were used (`energies.kept`), or a function of their
+            positions in nm, shape (N, n_atoms, 3) to (N,).
         state : str or int
 
         Returns
@@ -220,7 +220,7 @@ class FreeEnergyResult:
         Parameters
         ----------
         x, y : callable or array_like, shape (N,)
-            Coordinates of the samples that were used, or functions of their positions.
+            Coordinates of all original samples, or of those that were used, or functions of positions.
         state : str or int
         **options
             `bins`, and `range` (one coordinate) or `ranges` (two); by default the coordinates are angles in radians.
@@ -249,10 +249,12 @@ class FreeEnergyResult:
                 raise ValueError("the energies came without positions; give the observable's values of the samples")
             observable = observable(energies.positions)
         values = np.asarray(observable, dtype=np.float64)
+        if values.shape == (energies.n_original,):
+            values = values[energies.kept]
         if values.shape != (energies.n_samples,):
             raise ValueError(
-                f"the observable has shape {values.shape}; one number for each of the {energies.n_samples} samples "
-                "that were used is needed (`energies.kept` says which of the original ones these are)"
+                f"the observable has shape {values.shape}; one number for each of the {energies.n_original} original "
+                f"samples is needed, or for each of the {energies.n_samples} that were used (`energies.kept`)"
             )
         return values
 

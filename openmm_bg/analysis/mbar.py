@@ -94,7 +94,8 @@ def log_weights(energies: ReducedEnergies, f_k: FloatArray, multiplicities: NDAr
 
 
 def _counts(energies: ReducedEnergies, multiplicities: NDArray[Any]) -> FloatArray:
-    return np.bincount(energies.own, weights=multiplicities, minlength=energies.n_states)
+    counts = np.bincount(energies.own, weights=multiplicities, minlength=energies.n_states)
+    return counts.astype(np.float64)
 
 
 def solve_resample(energies: ReducedEnergies, start: FloatArray, multiplicities: NDArray[np.int64]) -> FloatArray:

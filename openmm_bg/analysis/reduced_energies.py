@@ -50,6 +50,8 @@ class ReducedEnergies:
         nm.
     kept : array_like of int, shape (N,), optional
         Which of the original samples these are, where correlated ones were left out.
+    n_original : int, optional
+        How many the original samples were.
     inefficiencies : dict, optional
         Statistical inefficiency of each state's samples as they came, the largest of its chains.
 
@@ -70,6 +72,7 @@ class ReducedEnergies:
     independent: NDArray[np.bool_] = _ABSENT
     positions: FloatArray | None = field(default=None, repr=False)
     kept: NDArray[np.int64] = field(default=_ABSENT, repr=False)
+    n_original: int = 0
     inefficiencies: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +95,7 @@ class ReducedEnergies:
         set_("independent", _per_state(self.independent, np.zeros(n_states, dtype=bool), "marks of independence"))
         set_("chains", own if self.chains is None else np.asarray(self.chains, dtype=np.int64))
         set_("kept", np.arange(n_samples) if self.kept is None else np.asarray(self.kept, dtype=np.int64))
+        set_("n_original", self.n_original or n_samples)
         for name in ("chains", "kept"):
             if getattr(self, name).shape != (n_samples,):
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}; expected ({n_samples},)")

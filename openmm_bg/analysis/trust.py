@@ -72,7 +72,7 @@ def judge_free_energy(
 def second_estimates(energies: ReducedEnergies, solution: mbar.Solution) -> tuple[FreeEnergyDifference, ...]:
     """Return differences between overlapping sampled states by BAR and by exponential averages in both directions.
 
-    BAR is left out where there are two states only, for MBAR is then the same; exponential averages where the tail of
+    BAR is left out where two states only are sampled, for MBAR is then the same; exponential averages where the tail of
     their weights is too heavy.
     """
     found = []
@@ -80,7 +80,7 @@ def second_estimates(energies: ReducedEnergies, solution: mbar.Solution) -> tupl
         forward, reverse = (_work(energies, *pair) for pair in ((i, j), (j, i)))
         names = energies.names[i], energies.names[j]
         temperature = energies.temperatures[i] if energies.temperatures[i] == energies.temperatures[j] else math.nan
-        if energies.n_states > 2:
+        if np.count_nonzero(energies.n_k) > 2:
             found.append(FreeEnergyDifference("BAR", *names, _bar(forward, reverse), float(temperature)))
         for work, sign, name in ((forward, 1.0, "EXP, forward"), (reverse, -1.0, "EXP, reverse")):
             if pareto_k(-work) <= PARETO_K_LIMIT:
@@ -264,6 +264,8 @@ def _labels(energies: ReducedEnergies, basins: Callable[[FloatArray], ArrayLike]
             raise ValueError("the energies came without positions; give the basin of every sample as an array")
         basins = basins(energies.positions)
     labels = np.asarray(basins)
+    if labels.shape == (energies.n_original,):
+        labels = labels[energies.kept]
     if labels.shape != (energies.n_samples,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"basins have shape {labels.shape} and type {labels.dtype}; expected one whole number for each of the "
