@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmm_bg.analysis import mbar
-from openmm_bg.analysis.checks import Check, conclude, grade
+from openmm_bg.analysis.checks import Check, conclude
 from openmm_bg.analysis.free_energies import N_BOOTSTRAP, free_energy
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
 from openmm_bg.analysis.reduced_energies import ReducedEnergies
@@ -31,7 +32,7 @@ from openmm_bg.training.maps import FlowMap, check_same_measure
 
 logger = logging.getLogger(__name__)
 
-_COVERED_ENOUGH, _COVERED_LEAST = 0.99, 0.9
+_COVERED_ENOUGH = 0.99
 
 
 def targeted_free_energy(
@@ -42,6 +43,7 @@ def targeted_free_energy(
     samples_b: Any = None,
     *,
     decorrelate: bool = True,
+    independent: Sequence[str] = (),
     n_bootstrap: int = N_BOOTSTRAP,
     rng: np.random.Generator | int | None = 0,
 ) -> FreeEnergyResult:
@@ -62,6 +64,8 @@ def targeted_free_energy(
         each chain. Without `samples_b`, perturbation in one direction.
     decorrelate : bool
         Whether to leave out correlated samples, by the statistical inefficiency of each chain.
+    independent : sequence of str
+        Names of states whose samples were drawn independently although they do not come as `Samples`. It is checked.
     n_bootstrap : int
         Number of resamples by blocks within chains.
     rng : Generator, int or None
@@ -88,7 +92,7 @@ def targeted_free_energy(
     it is not: <exp(-w_F)>_A estimates Z_B(B') / Z_A, the part of B that the map can reach, and nothing in the samples
     of A tells how large the rest is.
     """
-    energies, bare = _mapped_energies(flow_map, state_a, samples_a, state_b, samples_b)
+    energies, bare = _mapped_energies(flow_map, state_a, samples_a, state_b, samples_b, independent)
     if decorrelate:
         energies = energies.decorrelate()
     coverage = coverage_check(energies)
@@ -108,12 +112,12 @@ def targeted_free_energy(
 def mapped_energies(
     flow_map: FlowMap, state_a: State, samples_a: Any, state_b: State, samples_b: Any = None
 ) -> ReducedEnergies:
-    """Evaluate samples of two states where they are and where a map carries them.
+    """Evaluate samples of two states where they are and where a map carries them, correlated ones included.
 
     Parameters are those of `targeted_free_energy`. Row B of a sample of A is u_B(M(x)) - ln |det dM(x)|, and likewise
     for row A of a sample of B; +inf where the map gives no image.
     """
-    return _mapped_energies(flow_map, state_a, samples_a, state_b, samples_b)[0]
+    return _mapped_energies(flow_map, state_a, samples_a, state_b, samples_b, ())[0]
 
 
 def coverage_check(energies: ReducedEnergies) -> Check:
@@ -128,26 +132,30 @@ def coverage_check(energies: ReducedEnergies) -> Check:
         if not math.isnan(share)
     ]
     text = f"The map carried over {' and '.join(counted)}; the others have the weight zero."
-    status = grade(float(np.nanmin(carried)), _COVERED_ENOUGH, _COVERED_LEAST)
+    enough = float(np.nanmin(carried)) >= _COVERED_ENOUGH
     if energies.n_k.min() == 0:
         lacking = energies.names[int(np.argmin(energies.n_k))]
         text += f" Without samples of {lacking!r} nothing tells whether the map reaches all of it."
-        status = "warning" if status == "good" else status
-    return Check("reach of the map", status, text)
+        enough = False
+    return Check("reach of the map", "good" if enough else "warning", text)
 
 
 def _mapped_energies(
-    flow_map: FlowMap, state_a: State, samples_a: Any, state_b: State, samples_b: Any
+    flow_map: FlowMap, state_a: State, samples_a: Any, state_b: State, samples_b: Any, declared: Sequence[str]
 ) -> tuple[ReducedEnergies, FloatArray]:
     """Energies with ln |det| in the other state's row; and without it."""
     states = (state_a, state_b)
+    if unknown := sorted(set(declared) - {state.name for state in states}):
+        raise ValueError(f"{unknown} were declared independent, but the states are {[state.name for state in states]}")
     for state in states:
         _check_state(flow_map, state)
     n_atoms, measure = check_states(states)
     u_parts, bare_parts, chains, independent = [], [], [], []
+    known = np.array([state.known_free_energy for state in states])
     for k, samples in enumerate((samples_a, samples_b)):
         parts = _chains(samples)
-        independent.append(bool(parts) and all(isinstance(part, Samples) for part in parts))
+        drawn = bool(parts) and all(isinstance(part, Samples) for part in parts)
+        independent.append(drawn or states[k].name in declared)
         for part in parts:
             positions = positions_of(part, states[k].name, n_atoms)
             if isinstance(part, Samples):
@@ -173,7 +181,7 @@ def _mapped_energies(
         np.concatenate(u_parts, axis=1),
         np.array([sum(length for state, length in chains if state == k) for k in (0, 1)]),
         temperatures=np.array([state.kelvin for state in states]),
-        known=np.array([state.known_free_energy for state in states]),
+        known=known,
         measure=measure,
         chains=np.repeat(np.arange(len(chains)), lengths),
         independent=np.array(independent),
