@@ -26,6 +26,8 @@ from openmmtools.states import SamplerState, ThermodynamicState
 from benchmarks.replica_exchange_reference import STEPS_PER_EXCHANGE, exchange, record, resume, save, start
 from openmm_bg import BoltzmannGenerator, BoltzmannGeneratorMove, Independence, SystemPotential, train
 from openmm_bg.analysis import backbone_pairs, ramachandran_angles
+from openmm_bg.analysis.basins import in_rare_basin
+from openmm_bg.analysis.thermal import thermal_energy
 from openmm_bg.cli.seeded_dynamics import SeededLangevinDynamicsMove
 from openmm_bg.files import write_bytes
 from openmm_bg.moves import observe_scans
@@ -75,7 +77,7 @@ class Sizes:
     exchanges: int
 
 
-FULL = Sizes(500_000, 0.4, 60_000, 1_000, 6, 250_000, 500_000, 30_000)
+FULL = Sizes(500_000, 0.4, 200_000, 1_000, 6, 250_000, 1_000_000, 60_000)
 QUICK = Sizes(20_000, 0.005, 500, 5, 2, 2_000, 4_000, 100)
 
 
@@ -211,7 +213,8 @@ def run_chain(molecule: MolecularSystem, folder: Path, sizes: Sizes, seed: int, 
 def run_metadynamics(molecule: MolecularSystem, folder: Path, sizes: Sizes, seed: int, ledger: Ledger) -> list[Arrays]:
     """Independent runs of `openmm.app.Metadynamics` on phi and psi; frames under the bias as it was built, held fixed.
 
-    With the bias V held, frames follow exp(-(U + V)/kT) and their weights are exp(V/kT): phi, psi, cis, bias.
+    With the bias V held, frames follow exp(-(U + V)/kT) and their weights are exp(V/kT): phi, psi, cis, bias; and the
+    population of the basin by the integral of `getFreeEnergy()` when building ended, raw_population.
     """
     runs = []
     for walker in range(sizes.walkers):
@@ -242,13 +245,20 @@ def _metadynamics(molecule: MolecularSystem, sizes: Sizes, seed: int) -> Arrays:
     simulation.context.setPositions(molecule.positions)
     simulation.context.setVelocitiesToTemperature(TEMPERATURE, seed)
     metadynamics.step(simulation, sizes.building)
+    surface = metadynamics.getFreeEnergy().value_in_unit(unit.kilojoule_per_mole)[:-1, :-1]  # psi, phi; ends coincide
+    density = np.exp(-(surface - surface.min()) / thermal_energy(TEMPERATURE)).sum(axis=0)
+    rare = in_rare_basin(np.linspace(-np.pi, np.pi, len(density), endpoint=False))
     frames = []
     for _ in range(sizes.biased // FRAME_STEPS):
         simulation.step(FRAME_STEPS)
         state = simulation.context.getState(getPositions=True, getEnergy=True, groups={bias.getForceGroup()})
         frames.append((state.getPositions(asNumpy=True)._value, state.getPotentialEnergy()._value))
     positions = np.array([position for position, _ in frames])
-    return {**torsions(molecule, positions), "bias": np.array([energy for _, energy in frames])}
+    return {
+        **torsions(molecule, positions),
+        "bias": np.array([energy for _, energy in frames]),
+        "raw_population": np.array(density[rare].sum() / density.sum()),
+    }
 
 
 def run_replica_exchange(molecule: MolecularSystem, folder: Path, sizes: Sizes, seed: int, ledger: Ledger) -> Arrays:
