@@ -165,8 +165,6 @@ def pareto_k(log_weights: ArrayLike) -> float:
         return math.inf
     if np.ptp(np.partition(finite, len(finite) - n_tail - 1)[-n_tail - 1 :]) < _ROUNDING:
         return -math.inf  # the largest weights are one bound, but for rounding: there is no tail
-    if np.ptp(np.sort(finite)[-n_tail:]) == 0.0:  # one configuration, many times: a chain that was stuck in it
-        return math.inf
     _, k = array_stats.psislw(-finite)
     return float(k)
 
