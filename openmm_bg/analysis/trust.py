@@ -17,14 +17,15 @@ from openmm_bg.analysis.differences import FreeEnergyDifference
 from openmm_bg.analysis.estimate import Estimate, z_score
 from openmm_bg.analysis.reduced_energies import INDEPENDENT, ReducedEnergies
 from openmm_bg.analysis.timeseries import quiet_pymbar
-from openmm_bg.analysis.weights import PARETO_K_LIMIT, pareto_k
+from openmm_bg.analysis.weights import PARETO_K_LIMIT
 from openmm_bg.density import FloatArray
 
 # Klimovich, Shirts and Mobley, J. Comput. Aided Mol. Des. 29, 397 (2015), ask for 0.03 between neighbours.
 OVERLAP_ENOUGH, OVERLAP_LEAST = 0.03, 0.01
 ESS_ENOUGH, ESS_LEAST = 100.0, 20.0
 _FEWEST_IN_HALF = 10
-_CORRELATED = 3.0  # an inefficiency at which errors are wrong by more than a factor of 1.7
+_CORRELATED = 2.0  # times the limit of independence: there errors are wrong by a factor of 1.7 or more
+_NOISE = 20.0  # independent samples show an inefficiency of up to 1 + 20 / sqrt(n) by chance
 _NOTHING = 1e-3  # a share too small to judge
 _EXPECTED_VISITS = 4.0, 8.0  # Poisson: none at all is by chance in 2 % and in 0.03 % of all cases
 _IMPOSSIBLE = 1e6  # kT, in place of an infinite work
@@ -72,18 +73,22 @@ def judge_free_energy(
 def second_estimates(energies: ReducedEnergies, solution: mbar.Solution) -> tuple[FreeEnergyDifference, ...]:
     """Return differences between overlapping sampled states by BAR and by exponential averages in both directions.
 
-    BAR is left out where two states only are sampled, for MBAR is then the same; exponential averages where the tail of
-    their weights is too heavy.
+    BAR is left out where two states only are sampled, for MBAR is then the same; an exponential average where the
+    samples of both states say that it rests on too few of its own.
     """
     found = []
+    log_w = mbar.log_weights(energies, solution.f_k)
     for i, j, _ in _links(energies, solution.overlap):
         forward, reverse = (_work(energies, *pair) for pair in ((i, j), (j, i)))
         names = energies.names[i], energies.names[j]
         temperature = energies.temperatures[i] if energies.temperatures[i] == energies.temperatures[j] else math.nan
         if np.count_nonzero(energies.n_k) > 2:
             found.append(FreeEnergyDifference("BAR", *names, _bar(forward, reverse), float(temperature)))
-        for work, sign, name in ((forward, 1.0, "EXP, forward"), (reverse, -1.0, "EXP, reverse")):
-            if pareto_k(-work) <= PARETO_K_LIMIT:
+        for start, end, work, sign, name in (
+            (i, j, forward, 1.0, "EXP, forward"),
+            (j, i, reverse, -1.0, "EXP, reverse"),
+        ):
+            if _effective(energies, solution, log_w, start, end) >= ESS_ENOUGH:
                 found.append(FreeEnergyDifference(name, *names, _exponential(work, sign), float(temperature)))
     return tuple(found)
 
@@ -148,14 +153,15 @@ def agreement_check(
 
 def independence_check(energies: ReducedEnergies) -> Check:
     """Find samples that are correlated although they count as independent."""
-    found = []
+    worst = (0.0, 1.0, INDEPENDENT, "")
     for samples, g in zip(energies.chain_slices(), energies.remaining_inefficiencies, strict=True):
-        found.append((g, energies.names[int(energies.own[samples.start])]))
-    g, name = max(found)
+        limit = max(INDEPENDENT, 1.0 + _NOISE / math.sqrt(samples.stop - samples.start))
+        worst = max(worst, (g / limit, g, limit, energies.names[int(energies.own[samples.start])]))
+    excess, g, limit, name = worst
     return Check(
         "independent samples",
-        "good" if g <= INDEPENDENT else "warning" if g <= _CORRELATED else "bad",
-        f"The samples of {name!r} that were used have a statistical inefficiency of {g:.1f}; up to {INDEPENDENT} they "
+        "good" if excess <= 1.0 else "warning" if excess <= _CORRELATED else "bad",
+        f"The samples of {name!r} that were used have a statistical inefficiency of {g:.1f}; up to {limit:.1f} they "
         "count as independent.",
     )
 
@@ -286,6 +292,17 @@ def _links(energies: ReducedEnergies, overlap: FloatArray) -> Iterator[tuple[int
 def _work(energies: ReducedEnergies, start: int, end: int) -> FloatArray:
     samples = energies.own == start
     return np.asarray(energies.u_kn[end, samples] - energies.u_kn[start, samples])
+
+
+def _effective(energies: ReducedEnergies, solution: mbar.Solution, log_w: FloatArray, start: int, end: int) -> float:
+    """Effective number of samples of `start` in an average over `end`, N / <p_end / p_start>_end.
+
+    The average is over all samples: those of `start` alone may miss the very ones that matter and not know it.
+    """
+    with np.errstate(invalid="ignore"):
+        log_ratio = energies.u_kn[start] - energies.u_kn[end] + solution.f_k[end] - solution.f_k[start]
+    heavy = np.isfinite(log_w[end])
+    return float(energies.n_k[start] * np.exp(-logsumexp(log_w[end, heavy] + log_ratio[heavy])))
 
 
 def _exponential(work: FloatArray, sign: float) -> Estimate:
