@@ -187,7 +187,7 @@ def report(estimates: dict[str, Any], ledger: Ledger, sizes: Sizes, seed: int) -
         "costs": ledger.costs,
         "machine": described,
     }
-    return data, page + table.markdown()
+    return data, page + table.markdown().replace(table.title, f"{table.title}\n\n<!-- table -->", 1)
 
 
 def main() -> None:
