@@ -18,13 +18,14 @@ if TYPE_CHECKING:
         Weights,
         free_energy,
         reweight,
+        targeted_free_energy,
     )
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
     from openmm_bg.moves import BoltzmannGeneratorMove, Independence
     from openmm_bg.potentials import SystemPotential
-    from openmm_bg.training import Stage, TrainingHistory, train
+    from openmm_bg.training import FlowMap, Stage, TrainingHistory, train, train_map
 
 __version__ = version("openmm-bg")
 
@@ -33,6 +34,7 @@ _HOMES = {
     "BoltzmannGeneratorMove": "moves",
     "EnergyState": "analysis",
     "FlowConfig": "flows",
+    "FlowMap": "training",
     "FreeEnergyResult": "analysis",
     "GeneratorState": "analysis",
     "Independence": "moves",
@@ -46,7 +48,9 @@ _HOMES = {
     "Weights": "analysis",
     "free_energy": "analysis",
     "reweight": "analysis",
+    "targeted_free_energy": "analysis",
     "train": "training",
+    "train_map": "training",
 }
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "BoltzmannGeneratorMove",
     "EnergyState",
     "FlowConfig",
+    "FlowMap",
     "FreeEnergyResult",
     "GeneratorState",
     "Independence",
@@ -67,7 +72,9 @@ __all__ = [
     "Weights",
     "free_energy",
     "reweight",
+    "targeted_free_energy",
     "train",
+    "train_map",
 ]
 
 

@@ -25,6 +25,7 @@ from openmm_bg.analysis.reduced_energies import ReducedEnergies
 from openmm_bg.analysis.sampled_states import evaluate
 from openmm_bg.analysis.states import EnergyState, GeneratorState, Measure
 from openmm_bg.analysis.surfaces import FreeEnergyProfile, FreeEnergySurface, free_energy_profile, free_energy_surface
+from openmm_bg.analysis.targeted import targeted_free_energy
 from openmm_bg.analysis.timeseries import block_length, chain_mean, effective_sample_size, statistical_inefficiency
 from openmm_bg.analysis.transitions import RoundTrips, round_trips
 from openmm_bg.analysis.weights import Weights, pareto_k, reweight
@@ -77,6 +78,7 @@ __all__ = [
     "round_trips",
     "slowest_pair",
     "statistical_inefficiency",
+    "targeted_free_energy",
     "torsion_angles",
     "z_score",
 ]
