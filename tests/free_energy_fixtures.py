@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from openmm import unit
+from scipy.signal import lfilter
 from small_molecules import TEMPERATURE, SmallMolecule, kB
 
 from openmm_bg.analysis import ReducedEnergies
@@ -49,12 +49,13 @@ def line_oscillators(
         noise = rng.standard_normal(n)
         if tau > 0.0 and n > 0:
             a = np.exp(-1.0 / tau)
-            for i in range(1, n):
-                noise[i] = a * noise[i - 1] + np.sqrt(1.0 - a * a) * noise[i]
+            noise[1:] *= np.sqrt(1.0 - a * a)
+            noise = lfilter([1.0], [1.0, -a], noise)
         parts.append(centre + noise / np.sqrt(spring))
     x = np.concatenate(parts)
     u = 0.5 * k[:, None] * (x - o[:, None]) ** 2
-    names = [f"K={spring:g}" for spring in springs]
+    alone = len(set(springs)) == len(springs)
+    names = [f"K={spring:g}" + ("" if alone else f" at {o:g}") for spring, o in zip(springs, centres, strict=True)]
     temperatures = np.full(len(k), TEMPERATURE)
     return ReducedEnergies(names, u, np.array(n_k), temperatures=temperatures), -0.5 * np.log(2.0 * np.pi / k), x
 
@@ -110,8 +111,6 @@ def exact_samples(molecule: SmallMolecule, n: int, rng: np.random.Generator) -> 
         columns.append(grid[cell] + step * (rng.uniform(size=n) - 0.5))
     n_bonds, n_angles = molecule.n_atoms - 1, molecule.n_atoms - 2
     table = np.stack(columns, axis=1)
-    return molecule.positions(table[:, :n_bonds], table[:, n_bonds : n_bonds + n_angles], table[:, n_bonds + n_angles :])
-
-
-def in_kt(quantity: unit.Quantity) -> float:
-    return float(quantity.value_in_unit(unit.kilojoule_per_mole)) / KT
+    return molecule.positions(
+        table[:, :n_bonds], table[:, n_bonds : n_bonds + n_angles], table[:, n_bonds + n_angles :]
+    )
