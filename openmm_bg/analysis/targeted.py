@@ -74,8 +74,9 @@ def targeted_free_energy(
     Returns
     -------
     FreeEnergyResult
-        `difference(state_a.name, state_b.name)` is the answer. `energies` hold the works: the energy of a sample of A
-        in state B is u_B(M(x)) - ln |det dM(x)|. Its verdict counts the samples that the map could not carry.
+        `difference(state_a.name, state_b.name)` is the answer. Its verdict counts the samples that the map could not
+        carry. It holds no `energies`, for a sample has other coordinates in the other state: `mapped_energies` gives
+        the works.
 
     Raises
     ------
@@ -105,6 +106,7 @@ def targeted_free_energy(
         method="targeted BAR" if samples_b is not None else "targeted FEP",
         mean_u=mean_u,
         bootstrap_mean_u=bootstrap_mean_u,
+        energies=None,
         verdict=conclude([*result.verdict.checks, coverage]),
     )
 
