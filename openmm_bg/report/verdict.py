@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from openmm_bg.analysis.acceptance import longest_run
-from openmm_bg.analysis.checks import Check, Verdict, conclude, grade, sigma_grade
+from openmm_bg.analysis.checks import Check, Status, Verdict, conclude, grade, sigma_grade
 from openmm_bg.analysis.estimate import z_score
 from openmm_bg.analysis.timeseries import chain_mean
 from openmm_bg.analysis.weights import PARETO_K_LIMIT
@@ -20,12 +21,23 @@ _ESS_ENOUGH, _ESS_LEAST = 100.0, 20.0
 _TRIPS_ENOUGH, _TRIPS_LEAST = 20, 3
 _LARGEST_SHARE = 0.05
 _WAIT_SHORT, _WAIT_LONG = 0.02, 0.2
+_STATUS_OF_ANSWER: dict[str, Status] = {"believe": "good", "believe with care": "warning"}
 _OFF_SUPPORT_FEW, _OFF_SUPPORT_MOST = 0.01, 0.1
 
 
-def judge(results: Results) -> Verdict:
-    """Check a run and say whether its populations and free energies can be believed."""
+def judge(results: Results, free_energy: dict[str, Any] | None = None) -> Verdict:
+    """Check a run and say whether its populations and free energies can be believed.
+
+    Parameters
+    ----------
+    results : Results
+    free_energy : dict, optional
+        What free_energy.json holds.
+    """
     checks = [*_chain_checks(results), *basin_checks(results), *_weight_checks(results), *_energy_checks(results)]
+    if free_energy is not None:
+        status = _STATUS_OF_ANSWER.get(free_energy["verdict"], "bad")
+        checks.append(Check("free energies by MBAR", status, free_energy["verdict_sentence"]))
     verdict = conclude(checks)
     if checks and not verdict.refused and (results.chain is None or results.weights is None):
         sentence = "Believe these numbers with care: of chain and reweighting only one is there."
