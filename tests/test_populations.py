@@ -6,12 +6,15 @@ import json
 import math
 from collections.abc import Callable
 
+import mdtraj
 import numpy as np
 import pytest
 from openmm import unit
 
 from openmm_bg.analysis import Estimate, Populations, Weights, compare_populations, find_basins, populations
 from openmm_bg.analysis.membership import assign
+from openmm_bg.density import Samples
+from openmm_bg.training.data import SimulationCost, TrajectoryData
 
 KT = 2.494338785445972  # kJ/mol at 300 K
 NAMES = ["A", "B"]
@@ -266,6 +269,21 @@ def test_basins_that_overlap_or_are_not_boolean_are_refused() -> None:
         assign(x, {"number": lambda p: p[:, 0, 0]})
     outside = assign(x * unit.nanometer, {"right": lambda p: p[:, 0, 0] > 0.0})
     assert outside.tolist() == [0 if inside else -1 for inside in x[:, 0, 0] > 0.0]
+
+
+def test_chains_come_as_arrays_quantities_and_trajectories() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 50, 1, 3)).astype(np.float32).astype(np.float64)
+    basins = {"right": lambda p: p[:, 0, 0] > 0.0}
+    topology = mdtraj.Topology()
+    topology.add_atom("A", mdtraj.element.carbon, topology.add_residue("R", topology.add_chain()))
+    data = TrajectoryData(x, np.zeros((2, 50)), 310.0, SimulationCost(1.0, 100, "Reference"))
+    for samples in (list(x), x, [chain * unit.nanometer for chain in x], [mdtraj.Trajectory(c, topology) for c in x]):
+        found = populations(samples, basins, 300.0)
+        assert len(found.labels) == 2
+        assert found.populations["right"].value == pytest.approx(np.mean(x[..., 0, 0] > 0.0))
+    assert populations(data, basins).temperature == 310.0
+    with pytest.raises(ValueError, match="follow the generator"):
+        populations(Samples(x[0], np.zeros(50)), basins, 300.0)
 
 
 def test_positions_of_samples_without_weight_are_not_looked_at() -> None:

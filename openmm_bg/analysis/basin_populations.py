@@ -12,7 +12,7 @@ from openmm_bg.analysis.membership import ELSEWHERE, Labels, Mask, assign, in_na
 from openmm_bg.analysis.population_result import Populations
 from openmm_bg.analysis.thermal import kelvin
 from openmm_bg.analysis.weights import Weights
-from openmm_bg.density import FloatArray
+from openmm_bg.density import FloatArray, Samples
 
 
 def populations(
@@ -27,15 +27,16 @@ def populations(
 
     Parameters
     ----------
-    samples : positions, labels, Weights, or a list of positions or labels
+    samples : positions, TrajectoryData, Weights, labels, or a list of positions or labels
         Positions of shape (n, n_atoms, 3) in nm, as a Quantity or as an mdtraj Trajectory, in the order in which they
-        were sampled; or the integer label of the basin of each, shape (n,), -1 for none. A list is several chains,
-        which are kept apart. `Weights` (from `reweight`) bring positions, weights and temperature, and are independent.
+        were sampled; or the integer label of the basin of each, shape (n,), -1 for none. A list, and an array of shape
+        (n_chains, n, n_atoms, 3), is several chains, which are kept apart. TrajectoryData bring their temperature.
+        `Weights` (from `reweight`) bring positions, weights and temperature, and are independent.
     basins : mapping of str to callable, or sequence of str
         For positions: functions that take (m, n_atoms, 3) in nm and return m booleans. For labels: the names of
         0, 1, 2, ... Basins must not overlap; they need not cover everything.
     temperature : Quantity or float (K)
-        For free energies; may be left out with `Weights`.
+        For free energies; may be left out with `Weights` and TrajectoryData.
     weights : array_like, shape (n,), or a list of these, optional
         Non-negative weights of any normalisation, as for frames of a biased simulation, exp(V/kT).
     independent : bool
@@ -49,8 +50,8 @@ def populations(
     Raises
     ------
     ValueError
-        If shapes do not fit, a sample lies in two basins, a weight is negative or not finite, or there are fewer than
-        two samples in a chain.
+        If shapes do not fit, a sample lies in two basins, a weight is negative or not finite, there are fewer than two
+        samples in a chain, or draws of a generator come without weights.
     """
     if isinstance(samples, Weights):
         if weights is not None or (temperature is not None and kelvin(temperature) != samples.temperature):
@@ -59,6 +60,16 @@ def populations(
                 "reweight at the temperature that you want"
             )
         return populations(samples.positions, basins, samples.temperature, weights=samples.weights, independent=True)
+    if isinstance(samples, Samples):
+        raise ValueError(
+            "the draws of a generator follow the generator and not the ensemble; weigh them for a potential, "
+            "populations(reweight(samples, potential, temperature), basins)"
+        )
+    if getattr(getattr(samples, "positions", None), "ndim", 0) == 4:  # TrajectoryData
+        temperature = samples.temperature if temperature is None else temperature
+        samples = samples.positions
+    if isinstance(samples, np.ndarray) and samples.ndim == 4:
+        samples = list(samples)
     if temperature is None:
         raise ValueError("free energies need the temperature of the samples; give it in K or as a Quantity")
     several = isinstance(samples, list | tuple)
