@@ -88,7 +88,7 @@ def second_estimates(energies: ReducedEnergies, solution: mbar.Solution) -> tupl
             (i, j, forward, 1.0, "EXP, forward"),
             (j, i, reverse, -1.0, "EXP, reverse"),
         ):
-            if _effective(energies, solution, log_w, start, end) >= ESS_ENOUGH:
+            if _effective(energies, solution, log_w, start, end) >= ESS_LEAST:
                 found.append(FreeEnergyDifference(name, *names, _exponential(work, sign), float(temperature)))
     return tuple(found)
 

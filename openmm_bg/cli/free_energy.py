@@ -13,9 +13,9 @@ from rich.table import Table
 
 from openmm_bg.analysis import EnergyState, FreeEnergyResult, GeneratorState, ReducedEnergies, free_energy
 from openmm_bg.analysis.basins import BASINS, assign_basins
-from openmm_bg.analysis.convergence import convergence
 from openmm_bg.analysis.dihedrals import backbone_pairs, ramachandran_angles
 from openmm_bg.analysis.readers import read_multistate, read_replica_exchange
+from openmm_bg.analysis.running_difference import running_difference
 from openmm_bg.analysis.states import State
 from openmm_bg.analysis.surfaces import FreeEnergySurface
 from openmm_bg.analysis.thermal import thermal_energy
@@ -88,7 +88,7 @@ def estimate(path: Path, output: Path | None, options: FreeEnergyOptions) -> Fre
     entries["convergence"] = {
         "from": result.names[0],
         "to": result.names[-1],
-        **convergence(used, 0, len(result.names) - 1).as_json(),
+        **running_difference(used, 0, len(result.names) - 1).as_json(),
     }
     write_json(target, {**result.as_json(), **entries})
     say(f"{result.verdict.sentence}\n{target}")

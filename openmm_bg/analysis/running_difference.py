@@ -15,7 +15,7 @@ _FEWEST = 10
 
 
 @dataclass(frozen=True)
-class Convergence:
+class RunningDifference:
     """Estimates from growing parts of all chains.
 
     Attributes
@@ -39,7 +39,9 @@ class Convergence:
         }
 
 
-def convergence(energies: ReducedEnergies, start: str | int, end: str | int, n_points: int = 8) -> Convergence:
+def running_difference(
+    energies: ReducedEnergies, start: str | int, end: str | int, n_points: int = 8
+) -> RunningDifference:
     """Estimate the difference between two states from growing parts of the samples (Klimovich et al., 2015).
 
     Parameters
@@ -70,4 +72,4 @@ def convergence(energies: ReducedEnergies, start: str | int, end: str | int, n_p
         fractions.append(fraction)
         for target, solution in zip((forward, backward), found, strict=True):
             target.append(Estimate(float(solution.f_k[j] - solution.f_k[i]), float(solution.errors[i, j])))
-    return Convergence(fractions, forward, backward)
+    return RunningDifference(fractions, forward, backward)
