@@ -14,8 +14,9 @@ from openmm_bg.analysis import mbar
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
 from openmm_bg.analysis.reduced_energies import ReducedEnergies
 from openmm_bg.analysis.sampled_states import evaluate
+from openmm_bg.analysis.second_estimators import second_estimates
 from openmm_bg.analysis.states import State
-from openmm_bg.analysis.trust import judge_free_energy, second_estimates
+from openmm_bg.analysis.trust import judge_free_energy
 from openmm_bg.analysis.weights import pareto_k
 from openmm_bg.density import FloatArray
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
-from openmm_bg.analysis import mbar
+from openmm_bg.analysis import free_energy_tables, mbar
 from openmm_bg.analysis.checks import Verdict
 from openmm_bg.analysis.differences import AbsoluteFreeEnergy, FreeEnergyDifference
 from openmm_bg.analysis.estimate import Estimate
@@ -274,58 +274,11 @@ class FreeEnergyResult:
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row for each state: free energies in kT relative to the first, errors, overlap, ESS, k-hat."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            {
-                "temperature_K": self.temperatures,
-                "n_samples": self.n_k,
-                "free_energy_kT": self.f_k,
-                "error_kT": self.errors[0],
-                "asymptotic_error_kT": self.asymptotic_errors[0],
-                "bootstrap_error_kT": self.bootstrap_errors[0],
-                "ess": self.ess,
-                "pareto_k": self.pareto_k,
-                "mean_reduced_potential": self.mean_u,
-            },
-            index=pd.Index(self.names, name="state"),
-        )
+        return free_energy_tables.data_frame(self)
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as plain data, with the unit in every name; None for what is not finite."""
-        absolute = {}
-        if self.measure is not None and np.isfinite(self.known).any():
-            for name in self.names:
-                found = self.absolute(name)
-                absolute[name] = {
-                    "free_energy_kT": found.reduced.as_json(),
-                    "measure": found.measure,
-                    "volume_nm3": None if found.volume is None else found.volume.value_in_unit(unit.nanometer**3),
-                }
-        return {
-            "method": self.method,
-            "states": list(self.names),
-            "temperatures_K": _finite(self.temperatures),
-            "n_samples": self.n_k.tolist(),
-            "free_energies_kT": _finite(self.f_k),
-            "differences_kT": _finite(self.differences),
-            "errors_kT": _finite(self.errors),
-            "asymptotic_errors_kT": _finite(self.asymptotic_errors),
-            "bootstrap_errors_kT": _finite(self.bootstrap_errors),
-            "absolute": absolute,
-            "mean_reduced_potentials": _finite(self.mean_u),
-            "overlap": _finite(self.overlap),
-            "ess": _finite(self.ess),
-            "pareto_k": _finite(self.pareto_k),
-            "second_estimates": [
-                {"method": d.method, "from": d.start, "to": d.end, "difference_kT": d.reduced.as_json()}
-                for d in self.second_estimates
-            ],
-            "statistical_inefficiencies": dict(self.energies.inefficiencies) if self.energies else {},
-            "verdict": self.verdict.answer,
-            "verdict_sentence": self.verdict.sentence,
-            "checks": [{"name": c.name, "status": c.status, "text": c.text} for c in self.verdict.checks],
-        }
+        return free_energy_tables.plain(self)
 
     def to_json(self) -> str:
         """Return `as_json` as text."""
@@ -343,10 +296,3 @@ class FreeEnergyResult:
 
 def _spread(replicates: FloatArray) -> float:
     return float(np.nanstd(replicates, ddof=1)) if len(replicates) > 1 else math.nan
-
-
-def _finite(values: ArrayLike) -> Any:
-    array = np.asarray(values, dtype=np.float64)
-    plain = array.astype(object)
-    plain[~np.isfinite(array)] = None
-    return plain.tolist()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 
-import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 
 from openmm_bg.analysis import mbar
 from openmm_bg.analysis.checks import Check, Verdict, conclude, grade, sigma_grade
 from openmm_bg.analysis.differences import FreeEnergyDifference
 from openmm_bg.analysis.estimate import Estimate, z_score
 from openmm_bg.analysis.reduced_energies import INDEPENDENT, ReducedEnergies
-from openmm_bg.analysis.timeseries import quiet_pymbar
+from openmm_bg.analysis.second_estimators import strongest_links
 from openmm_bg.analysis.weights import PARETO_K_LIMIT
 from openmm_bg.density import FloatArray
 
@@ -28,7 +26,6 @@ _CORRELATED = 2.0  # times the limit of independence: there errors are wrong by 
 _NOISE = 20.0  # independent samples show an inefficiency of up to 1 + 20 / sqrt(n) by chance
 _NOTHING = 1e-3  # a share too small to judge
 _EXPECTED_VISITS = 4.0, 8.0  # Poisson: none at all is by chance in 2 % and in 0.03 % of all cases
-_IMPOSSIBLE = 1e6  # kT, in place of an infinite work
 
 
 def judge_free_energy(
@@ -70,32 +67,9 @@ def judge_free_energy(
     return conclude(checks)
 
 
-def second_estimates(energies: ReducedEnergies, solution: mbar.Solution) -> tuple[FreeEnergyDifference, ...]:
-    """Return differences between overlapping sampled states by BAR and by exponential averages in both directions.
-
-    BAR is left out where two states only are sampled, for MBAR is then the same; an exponential average where the
-    samples of both states say that it rests on too few of its own.
-    """
-    found = []
-    log_w = mbar.log_weights(energies, solution.f_k)
-    for i, j, _ in _links(energies, solution.overlap):
-        forward, reverse = (_work(energies, *pair) for pair in ((i, j), (j, i)))
-        names = energies.names[i], energies.names[j]
-        temperature = energies.temperatures[i] if energies.temperatures[i] == energies.temperatures[j] else math.nan
-        if np.count_nonzero(energies.n_k) > 2:
-            found.append(FreeEnergyDifference("BAR", *names, _bar(forward, reverse), float(temperature)))
-        for start, end, work, sign, name in (
-            (i, j, forward, 1.0, "EXP, forward"),
-            (j, i, reverse, -1.0, "EXP, reverse"),
-        ):
-            if _effective(energies, solution, log_w, start, end) >= ESS_LEAST:
-                found.append(FreeEnergyDifference(name, *names, _exponential(work, sign), float(temperature)))
-    return tuple(found)
-
-
 def overlap_check(energies: ReducedEnergies, overlap: FloatArray) -> Check:
     """Grade the weakest link of the strongest tree of overlaps that joins all sampled states."""
-    links = list(_links(energies, overlap))
+    links = list(strongest_links(energies, overlap))
     if not links:
         return Check("overlap", "good", "One state is sampled; the tail of the weights tells how far it reaches.")
     i, j, weakest = min(links, key=lambda link: link[2])
@@ -278,48 +252,3 @@ def _labels(energies: ReducedEnergies, basins: Callable[[FloatArray], ArrayLike]
             f"{energies.n_samples} samples that were used"
         )
     return labels.astype(np.int64)
-
-
-def _links(energies: ReducedEnergies, overlap: FloatArray) -> Iterator[tuple[int, int, float]]:
-    """The strongest tree of overlaps, sqrt(O_ij O_ji), which does not depend on the numbers of samples."""
-    graph = nx.Graph()
-    for i, j in combinations(np.flatnonzero(energies.n_k > 0).tolist(), 2):
-        graph.add_edge(i, j, weight=float(math.sqrt(max(overlap[i, j] * overlap[j, i], 0.0))))
-    for i, j, link in nx.maximum_spanning_edges(graph):
-        yield min(i, j), max(i, j), link["weight"]
-
-
-def _work(energies: ReducedEnergies, start: int, end: int) -> FloatArray:
-    samples = energies.own == start
-    return np.asarray(energies.u_kn[end, samples] - energies.u_kn[start, samples])
-
-
-def _effective(energies: ReducedEnergies, solution: mbar.Solution, log_w: FloatArray, start: int, end: int) -> float:
-    """Effective number of samples of `start` in an average over `end`, N / <p_end / p_start>_end.
-
-    The average is over all samples: those of `start` alone may miss the very ones that matter and not know it.
-    """
-    with np.errstate(invalid="ignore"):
-        log_ratio = energies.u_kn[start] - energies.u_kn[end] + solution.f_k[end] - solution.f_k[start]
-    heavy = np.isfinite(log_w[end])
-    return float(energies.n_k[start] * np.exp(-logsumexp(log_w[end, heavy] + log_ratio[heavy])))
-
-
-def _exponential(work: FloatArray, sign: float) -> Estimate:
-    """-ln <exp(-w)> with the error of the delta method (Zwanzig, J. Chem. Phys. 22, 1420 (1954))."""
-    log_mean = float(logsumexp(-work)) - math.log(len(work))
-    relative = np.exp(-work - log_mean)
-    return Estimate(-sign * log_mean, float(relative.std(ddof=1)) / math.sqrt(len(work)))
-
-
-def _bar(forward: FloatArray, reverse: FloatArray) -> Estimate:
-    """Bennett's acceptance ratio (J. Comput. Phys. 22, 245 (1976))."""
-    with quiet_pymbar(), np.errstate(all="ignore"):
-        from pymbar import bar
-        from pymbar.utils import ParameterError
-
-        try:
-            found = bar(np.minimum(forward, _IMPOSSIBLE), np.minimum(reverse, _IMPOSSIBLE))
-        except ParameterError:  # no root between its bounds: the two sets of samples do not overlap
-            return Estimate(math.nan, math.nan)
-    return Estimate(float(found["Delta_f"]), float(found["dDelta_f"]))
