@@ -51,6 +51,7 @@ N_BLOCKS = 25
 class Ladder:
     """Replicas that walk in temperature; every frame of every replica is kept."""
 
+    temperatures: FloatArray  # K, from the lowest to the highest
     contexts: list[openmm.Context]
     rng: np.random.Generator
     temperature_index: NDArray[np.int64]  # of each replica
@@ -60,10 +61,10 @@ class Ladder:
     n_exchanges: int = 0
 
 
-def start(molecule: MolecularSystem, seed: int) -> Ladder:
-    n = len(TEMPERATURES)
+def start(molecule: MolecularSystem, seed: int, temperatures: FloatArray = TEMPERATURES) -> Ladder:
+    n = len(temperatures)
     contexts = []
-    for replica, temperature in enumerate(TEMPERATURES):
+    for replica, temperature in enumerate(temperatures):
         integrator = openmm.LangevinMiddleIntegrator(temperature, FRICTION, TIMESTEP)
         integrator.setRandomNumberSeed(seed + replica + 1)
         context = openmm.Context(molecule.system, integrator, openmm.Platform.getPlatformByName("Reference"))
@@ -72,15 +73,15 @@ def start(molecule: MolecularSystem, seed: int) -> Ladder:
         contexts.append(context)
     frames: dict[str, list[FloatArray]] = {name: [] for name in ("phi", "psi", "cis", "energy", "index")}
     zeros = np.zeros(n - 1, dtype=np.int64)
-    return Ladder(contexts, np.random.default_rng(seed), np.arange(n), frames, zeros, zeros.copy())
+    return Ladder(temperatures, contexts, np.random.default_rng(seed), np.arange(n), frames, zeros, zeros.copy())
 
 
 def exchange(ladder: Ladder) -> None:
     """Try to swap the temperatures of neighbours, even and odd pairs in turn; velocities follow their temperature."""
     energies = [c.getState(getEnergy=True).getPotentialEnergy()._value for c in ladder.contexts]
     replica_at = np.argsort(ladder.temperature_index)
-    beta = 1.0 / (GAS_CONSTANT * TEMPERATURES)
-    for low in range(ladder.n_exchanges % 2, len(TEMPERATURES) - 1, 2):
+    beta = 1.0 / (GAS_CONSTANT * ladder.temperatures)
+    for low in range(ladder.n_exchanges % 2, len(beta) - 1, 2):
         first, second = replica_at[low], replica_at[low + 1]
         log_ratio = (beta[low] - beta[low + 1]) * (energies[first] - energies[second])
         ladder.attempts[low] += 1
@@ -93,10 +94,10 @@ def exchange(ladder: Ladder) -> None:
 
 def set_temperature(ladder: Ladder, replica: int, index: int) -> None:
     context = ladder.contexts[replica]
-    scale = np.sqrt(TEMPERATURES[index] / TEMPERATURES[ladder.temperature_index[replica]])
+    scale = np.sqrt(ladder.temperatures[index] / ladder.temperatures[ladder.temperature_index[replica]])
     velocities = context.getState(getVelocities=True).getVelocities(asNumpy=True)._value
     context.setVelocities(velocities * scale)
-    context.getIntegrator().setTemperature(TEMPERATURES[index])
+    context.getIntegrator().setTemperature(ladder.temperatures[index])
     ladder.temperature_index[replica] = index
 
 
@@ -136,7 +137,7 @@ def resume(ladder: Ladder, path: Path) -> None:
         state = json.loads(str(stored["state"]))
         for i, context in enumerate(ladder.contexts):
             context.loadCheckpoint(stored[f"checkpoint_{i}"].tobytes())
-            context.getIntegrator().setTemperature(TEMPERATURES[state["index"][i]])
+            context.getIntegrator().setTemperature(ladder.temperatures[state["index"][i]])
         for name in ladder.frames:
             ladder.frames[name] = list(stored[name])
     ladder.rng.bit_generator.state = state["rng"]

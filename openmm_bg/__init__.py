@@ -10,46 +10,71 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openmm_bg.analysis import Weights, reweight
+    from openmm_bg.analysis import (
+        EnergyState,
+        FreeEnergyResult,
+        GeneratorState,
+        ReducedEnergies,
+        Weights,
+        free_energy,
+        reweight,
+        targeted_free_energy,
+    )
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
     from openmm_bg.moves import BoltzmannGeneratorMove, Independence
     from openmm_bg.potentials import SystemPotential
-    from openmm_bg.training import Stage, TrainingHistory, train
+    from openmm_bg.training import FlowMap, Stage, TrainingHistory, train, train_map
 
 __version__ = version("openmm-bg")
 
 _HOMES = {
     "BoltzmannGenerator": "generator",
     "BoltzmannGeneratorMove": "moves",
+    "EnergyState": "analysis",
     "FlowConfig": "flows",
+    "FlowMap": "training",
+    "FreeEnergyResult": "analysis",
+    "GeneratorState": "analysis",
     "Independence": "moves",
     "LatentDensity": "density",
     "ProposalDensity": "density",
+    "ReducedEnergies": "analysis",
     "Samples": "density",
     "Stage": "training",
     "SystemPotential": "potentials",
     "TrainingHistory": "training",
     "Weights": "analysis",
+    "free_energy": "analysis",
     "reweight": "analysis",
+    "targeted_free_energy": "analysis",
     "train": "training",
+    "train_map": "training",
 }
 
 __all__ = [
     "BoltzmannGenerator",
     "BoltzmannGeneratorMove",
+    "EnergyState",
     "FlowConfig",
+    "FlowMap",
+    "FreeEnergyResult",
+    "GeneratorState",
     "Independence",
     "LatentDensity",
     "ProposalDensity",
+    "ReducedEnergies",
     "Samples",
     "Stage",
     "SystemPotential",
     "TrainingHistory",
     "Weights",
+    "free_energy",
     "reweight",
+    "targeted_free_energy",
     "train",
+    "train_map",
 ]
 
 

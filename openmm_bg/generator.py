@@ -65,6 +65,7 @@ class BoltzmannGenerator:
         self.coordinates = InternalCoordinates(zmatrix)
         self.features = Features(zmatrix, constraints, is_rotatable)
         self.metric = ConstraintMetric(constraints.pairs, molecule.masses)
+        self._log_constraint_jacobian = constraints.log_jacobian
         self.flow = SplineFlow(*self.features.places(zmatrix), config, seed)
         if self.n_dof == 0:
             raise ValueError("Constraints fix every internal coordinate of the molecule; nothing is left to generate.")
@@ -200,7 +201,8 @@ class BoltzmannGenerator:
     def log_prob(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Log density on the measure that OpenMM samples, modulo pose, shape (n, n_atoms, 3) nm to (n,).
 
-        log p(q) - log J(q) - 1/2 ln det Z(q) (docs: theory, "The measure"), in units of nm^-(3 n_atoms - 6). It is
+        log p(q) - log J(q) - 1/2 ln det Z(q), and with constrained angles + ln |det(d sigma / d e)| (docs: theory,
+        "The measure"), in units of nm^-(3 n_atoms - 6). It is
         -inf off the support: at degenerate or non-finite coordinates.
         """
         return self._in_chunks(positions, lambda x: self._encode(x)[1])
@@ -320,7 +322,7 @@ class BoltzmannGenerator:
         internal, log_det = self.features.decode(circular.double(), linear.double())
         positions = self.coordinates.to_cartesian(internal)
         log_prob = log_prob - log_det - self.coordinates.log_jacobian(internal) - self.metric(positions)
-        return positions, log_prob
+        return positions, log_prob + self._log_constraint_jacobian
 
     def _decode_given(self, circular: Tensor, rng: torch.Generator) -> Tensor:
         """Positions with given torsions, everything else drawn from the flow."""
@@ -355,6 +357,7 @@ class BoltzmannGenerator:
             + log_det
             - self.coordinates.log_jacobian(internal)
             - self.metric(positions)
+            + self._log_constraint_jacobian
         )
         return latent, torch.where(torch.isfinite(log_prob), log_prob, -torch.inf)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,14 @@ def test_replica_exchange_goes_on_where_it_stopped(ala2_generator_file: Path, tm
     assert "going on" not in first
     second = run(tmp_path, "replica_exchange.py", "--generator", str(ala2_generator_file))
     assert "going on from iteration 2" in second
+
+
+def test_free_energies_come_with_a_verdict(ala2_generator_file: Path, tmp_path: Path) -> None:
+    printed = run(tmp_path, "free_energy.py", "--generator", str(ala2_generator_file))
+    assert "solvation free energy:" in printed
+    result = json.loads((tmp_path / "free_energy.json").read_text())
+    assert result["verdict"] == "do not believe"  # the generator was not trained
+    assert result["verdict_sentence"] in printed
 
 
 def test_every_example_is_run_here() -> None:

@@ -26,6 +26,7 @@ from openmm_bg.density import FloatArray, Samples
 
 # Above this the error of an importance estimate is not finite in practice (Vehtari et al., JMLR 25, 72 (2024)).
 PARETO_K_LIMIT = 0.7
+_ROUNDING = 1e-9
 
 
 class HasEnergy(Protocol):
@@ -162,8 +163,8 @@ def pareto_k(log_weights: ArrayLike) -> float:
     n_tail = math.ceil(min(0.2 * len(finite), 3.0 * math.sqrt(len(finite))))
     if n_tail <= 4:
         return math.inf
-    if np.ptp(finite) == 0.0:
-        return -math.inf
+    if np.ptp(np.partition(finite, len(finite) - n_tail - 1)[-n_tail - 1 :]) < _ROUNDING:
+        return -math.inf  # the largest weights are one bound, but for rounding: there is no tail
     _, k = array_stats.psislw(-finite)
     return float(k)
 

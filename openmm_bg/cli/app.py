@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openmm_bg.cli.defaults import FULL, N_PROPOSALS, N_STEPS, QUICK
-from openmm_bg.cli.terminal import clear_errors, import_quietly, say
+from openmm_bg.cli.terminal import NOT_TO_BE_USED, clear_errors, import_quietly, say
 
 if TYPE_CHECKING:
     from openmm_bg.report.run_folder import RunFolder
@@ -174,6 +174,31 @@ def sample(
             platform.value, seed,
         )  # fmt: skip
         run(run_folder, options, part.value)
+
+
+@app.command("free-energy")
+def free_energy(
+    path: Annotated[
+        Path, typer.Argument(metavar="FOLDER|FILE", help="A run folder, an .nc file, or an energy.csv or its folder.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON file to write.", show_default=False)
+    ] = None,
+    n_samples: Annotated[int, typer.Option(min=100, help="Draws of the generator.")] = 5000,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of an energy.csv, in K.", show_default=False)
+    ] = None,
+    seed: Seed = 1,
+    platform: OnPlatform = Platform.auto,
+) -> None:
+    """Free energies by MBAR with errors and a verdict: free_energy.json; exit status 3 if they are not to be used."""
+    with clear_errors(f"openmm-bg free-energy {path}"):
+        import_quietly()
+        from openmm_bg.cli.free_energy import FreeEnergyOptions, estimate
+
+        result = estimate(path, output, FreeEnergyOptions(n_samples, temperature, platform.value, seed))
+        if result.verdict.refused:
+            raise typer.Exit(NOT_TO_BE_USED)
 
 
 @app.command()

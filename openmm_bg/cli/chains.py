@@ -13,6 +13,7 @@ import openmm
 from openmm import unit
 
 from openmm_bg.analysis.dihedrals import backbone_pairs, ramachandran_angles
+from openmm_bg.cli.frames import FrameKeeper
 from openmm_bg.cli.terminal import Report
 from openmm_bg.density import FloatArray, ProposalDensity
 from openmm_bg.potentials import PlatformChoice
@@ -112,7 +113,7 @@ def generator_chain(
     from openmm_bg.cli.seeded_dynamics import SeededLangevinDynamicsMove
     from openmm_bg.moves import BoltzmannGeneratorMove, Independence, Scan, observe_scans
 
-    recorder = _Recorder(path, molecule)
+    recorder = _Recorder(path, molecule, frames=True)
     resumed_at = recorder.n_states
     context = platform.create_context(molecule.system, dynamics.integrator(seed + resumed_at))
     _start(context, dynamics, recorder, seed)
@@ -171,7 +172,7 @@ def generator_chain(
 class _Recorder:
     """Keeps the states of a chain in memory and on disk; continues what it finds there."""
 
-    def __init__(self, path: Path, molecule: MolecularSystem) -> None:
+    def __init__(self, path: Path, molecule: MolecularSystem, *, frames: bool = False) -> None:
         self.path = path
         self.pairs = backbone_pairs(molecule.topology)
         self.parts: list[Chain] = [Chain.load(path)] if path.exists() else []
@@ -179,6 +180,8 @@ class _Recorder:
         self.n_states = sum(len(part) for part in self.parts)
         self._before = float(self.parts[-1].seconds[-1]) if self.parts else 0.0
         self._started = time.perf_counter()
+        frames_path = path.with_name(f"{path.stem}_frames.npz")
+        self._frames = FrameKeeper(frames_path, molecule.n_atoms, self.n_states) if frames else None
 
     def begin(self) -> None:
         """Start the clock."""
@@ -214,6 +217,8 @@ class _Recorder:
                 positions[rows[-1]],
             )
         )
+        if self._frames is not None:
+            self._frames.add(self.n_states, positions, np.asarray(rows))
         self.n_states += n
 
     def save(self) -> None:
@@ -221,6 +226,8 @@ class _Recorder:
         if self.parts:
             self.parts = [Chain.concatenate(self.parts)]
             self.parts[0].save(self.path)
+            if self._frames is not None:
+                self._frames.save()
 
 
 def _run(recorder: _Recorder, cycle: Callable[[], None], seconds: float, show: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-INTERRUPTED, WRONG_USE = 130, 2
+INTERRUPTED, WRONG_USE, NOT_TO_BE_USED = 130, 2, 3
 TRACEBACK_VARIABLE = "OPENMM_BG_TRACEBACK"
 
 console = Console(highlight=False)

@@ -35,11 +35,15 @@ class Constraints:
         Index of a bond (the order of `Internal.bonds`) and its exact length in nm.
     fixed_angles : dict of int to float
         Index of an angle (the order of `Internal.angles`) and its exact value in rad.
+    log_jacobian : float
+        ln |det(d sigma / d e)|, of the 1-3 distances by the angles that they fix, in nm: without it a density would be
+        off by a constant, which only an absolute free energy sees.
     """
 
     pairs: tuple[tuple[int, int], ...]
     fixed_bonds: dict[int, float]
     fixed_angles: dict[int, float]
+    log_jacobian: float = 0.0
 
 
 def find_constraints(system: openmm.System, zmatrix: ZMatrix, topology: openmm.app.Topology) -> Constraints:
@@ -62,6 +66,7 @@ def find_constraints(system: openmm.System, zmatrix: ZMatrix, topology: openmm.a
         lengths[pair] = distance.value_in_unit(unit.nanometer)
     fixed_bonds = {bond_index[pair]: length for pair, length in lengths.items() if pair in bond_index}
     fixed_angles = {}
+    log_jacobian = 0.0
     for pair, length in lengths.items():
         if pair in bond_index:
             continue
@@ -79,7 +84,8 @@ def find_constraints(system: openmm.System, zmatrix: ZMatrix, topology: openmm.a
         if not -1.0 < cosine < 1.0:
             raise ValueError(f"The constraint {_name(atoms, pair)} of {length} nm does not close with its two bonds.")
         fixed_angles[found[0]] = float(np.arccos(cosine))
-    return Constraints(tuple(lengths), fixed_bonds, fixed_angles)
+        log_jacobian += float(np.log(first * second * np.sqrt(1.0 - cosine**2) / length))
+    return Constraints(tuple(lengths), fixed_bonds, fixed_angles, log_jacobian)
 
 
 def _pair(i: int, j: int) -> tuple[int, int]:

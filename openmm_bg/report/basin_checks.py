@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from openmm_bg.analysis.basins import BASIN_NAMES, assign_basins
+from openmm_bg.analysis.checks import Check, grade, percent, sigma_grade
 from openmm_bg.analysis.estimate import z_score
 from openmm_bg.analysis.timeseries import chain_mean
-from openmm_bg.report.checks import Check, grade, percent, sigma_grade
 from openmm_bg.report.records import Chain
 from openmm_bg.report.results import BG_LANGEVIN, FEWEST_STATES, GENERATOR, LANGEVIN, Results
 

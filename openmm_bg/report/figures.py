@@ -20,7 +20,7 @@ from openmm_bg.training.history import TrainingHistory
 COLORS = {BG_LANGEVIN: "#0b6bb0", LANGEVIN: "#c8531c", GENERATOR: "#1a8f6b"}  # told apart by the colour-blind too
 _RAW = "#8b95a1"
 _HIGHEST = 30.0  # kJ/mol, the top of the surfaces' scale
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -37,7 +37,8 @@ _STYLE: Any = {
 }
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Write a figure as SVG that can stand in a page."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
@@ -47,7 +48,7 @@ def _svg(figure: Figure) -> str:
 def surfaces(results: Results) -> str:
     """Free-energy surfaces of all methods on one scale, with their errors below."""
     methods = [results.methods[key] for key in (BG_LANGEVIN, LANGEVIN, GENERATOR) if key in results.methods]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(methods) + 0.9, 6.6), layout="constrained")
         axes = np.asarray(figure.subplots(2, len(methods), sharex=True, sharey=True)).reshape(2, len(methods))
         free_energies = np.concatenate([method.surface.free_energy.ravel() for method in methods])
@@ -56,8 +57,8 @@ def surfaces(results: Results) -> str:
             top, bottom = axes[0, column], axes[1, column]
             surface = method.surface
             finite = np.where(np.isfinite(surface.free_energy), surface.free_energy, np.nan)
-            values = _image(top, finite, "viridis", highest)
-            errors = _image(bottom, surface.error, "magma_r", 3.0)
+            values = torsion_image(top, finite, "viridis", highest)
+            errors = torsion_image(bottom, surface.error, "magma_r", 3.0)
             top.set_title(method.title, color=COLORS[method.key])
             bottom.set_xlabel("phi (degrees)")
             for axis in (top, bottom):
@@ -67,10 +68,11 @@ def surfaces(results: Results) -> str:
         axes[1, 0].set_ylabel("psi (degrees)")
         figure.colorbar(values, ax=axes[0, :], label="F (kJ/mol)", shrink=0.9, extend="max")
         figure.colorbar(errors, ax=axes[1, :], label="standard error (kJ/mol)", shrink=0.9, extend="max")
-        return _svg(figure)
+        return svg(figure)
 
 
-def _image(axis: Axes, values: FloatArray, colors: str, highest: float) -> mpl.image.AxesImage:
+def torsion_image(axis: Axes, values: FloatArray, colors: str, highest: float) -> mpl.image.AxesImage:
+    """Draw a function of two torsions, shape (n_phi, n_psi), over the whole square."""
     axis.set_facecolor("#eef0f2")
     axis.set_xticks([-180, -90, 0, 90, 180])
     axis.set_yticks([-180, -90, 0, 90, 180])
@@ -83,7 +85,7 @@ def _image(axis: Axes, values: FloatArray, colors: str, highest: float) -> mpl.i
 def phi_over_time(results: Results) -> str:
     """The torsion phi over wall time for both chains."""
     chains = [(key, chain) for key, chain in ((BG_LANGEVIN, results.chain), (LANGEVIN, results.langevin)) if chain]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 1.9 * len(chains) + 0.4), layout="constrained")
         axes = np.atleast_1d(np.asarray(figure.subplots(len(chains), 1, sharex=True, sharey=True)))
         for axis, (key, chain) in zip(axes, chains, strict=True):
@@ -100,7 +102,7 @@ def phi_over_time(results: Results) -> str:
             axis.set_ylabel("phi (degrees)")
             axis.set_title(TITLES[key], color=COLORS[key], loc="left")
         axes[-1].set_xlabel("wall time (s); shaded: 0 < phi < 2.3 rad")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _thinned(chain: Chain, most: int = 30_000) -> FloatArray:
@@ -112,7 +114,7 @@ def acceptance(results: Results) -> str:
     assert results.acceptance is not None
     names = list(results.acceptance.by_basin)
     values = [results.acceptance.by_basin[name] for name in names]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.0, 0.55 * len(names) + 1.1), layout="constrained")
         axis = figure.subplots()
         errors = [0.0 if math.isnan(value.error) else value.error for value in values]
@@ -121,7 +123,7 @@ def acceptance(results: Results) -> str:
         axis.set_xlim(0, 1)
         axis.invert_yaxis()
         axis.set_xlabel("fraction accepted, by basin of origin (dashed: overall)")
-        return _svg(figure)
+        return svg(figure)
 
 
 def weight_histogram(results: Results) -> str:
@@ -129,7 +131,7 @@ def weight_histogram(results: Results) -> str:
     assert results.weights is not None
     log_weights = results.weights.log_weights
     scaled = (log_weights[np.isfinite(log_weights)] + math.log(len(log_weights))) / math.log(10.0)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.0, 3.0), layout="constrained")
         axis = figure.subplots()
         low, high = max(-6.0, float(scaled.min())), max(0.5, float(scaled.max()))
@@ -143,7 +145,7 @@ def weight_histogram(results: Results) -> str:
         axis.set_xlabel("log10(weight / mean weight)")
         axis.set_ylabel("samples")
         axis.legend(loc="upper left")
-        return _svg(figure)
+        return svg(figure)
 
 
 def energy_histogram(results: Results) -> str:
@@ -158,7 +160,7 @@ def energy_histogram(results: Results) -> str:
         energies, weights = results.weights.energies[finite], results.weights.weights[finite]
         curves.append(("generator, as drawn", _RAW, "-", energies, None))
         curves.append((TITLES[GENERATOR], COLORS[GENERATOR], "--", energies, weights))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.0, 3.0), layout="constrained")
         axis = figure.subplots()
         low = min(float(np.quantile(energy, 0.001)) for _, _, _, energy, _ in curves)
@@ -173,14 +175,14 @@ def energy_histogram(results: Results) -> str:
         axis.set_xlabel("potential energy (kJ/mol)")
         axis.set_ylabel("density")
         axis.legend(loc="upper right", fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def training(history: TrainingHistory) -> str:
     """Loss and effective sample size over the training's wall time, stage by stage."""
     stages = list(dict.fromkeys(record["stage"] for record in history.steps))
     palette = ["#0b6bb0", "#c8531c", "#1a8f6b", "#8a5fb0", "#7b6a3a", "#5c6670"]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         for index, stage in enumerate(stages):
@@ -200,4 +202,4 @@ def training(history: TrainingHistory) -> str:
         right.set_ylabel("ESS / N at the final temperature")
         for axis in (left, right):
             axis.set_xlabel("wall time (s)")
-        return _svg(figure)
+        return svg(figure)

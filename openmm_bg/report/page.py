@@ -12,13 +12,15 @@ import jinja2
 from markupsafe import Markup
 
 from openmm_bg.analysis.basins import BASINS
+from openmm_bg.analysis.checks import Verdict
 from openmm_bg.analysis.estimate import Estimate, z_score
 from openmm_bg.files import write_bytes
 from openmm_bg.report import figures
+from openmm_bg.report.free_energy_figure import free_energy_figure
 from openmm_bg.report.results import BG_LANGEVIN, GENERATOR, LANGEVIN, Results, read_results
-from openmm_bg.report.run_folder import RunFolder
+from openmm_bg.report.run_folder import RunFolder, read_json
 from openmm_bg.report.summary import summarise, versions, wall_times
-from openmm_bg.report.verdict import Verdict, judge
+from openmm_bg.report.verdict import judge
 
 _ORDER = (BG_LANGEVIN, LANGEVIN, GENERATOR)
 _MINUS = "\N{MINUS SIGN}"
@@ -51,8 +53,9 @@ def write_report(folder: str | os.PathLike[str], *, seed: int = 0) -> Path:
     started = time.perf_counter()
     run = RunFolder.open(folder)
     results = read_results(run, seed)
-    verdict = judge(results)
-    page = _render(run, results, verdict)
+    free_energy = _free_energy(run)
+    verdict = judge(results, free_energy)
+    page = _render(run, results, verdict, free_energy)
     write_bytes(run.report_file, page.encode())
     run.update_phase("report", finished=True, seconds=time.perf_counter() - started)
     results.phases.update(run.phases)
@@ -60,7 +63,15 @@ def write_report(folder: str | os.PathLike[str], *, seed: int = 0) -> Path:
     return run.report_file
 
 
-def _render(run: RunFolder, results: Results, verdict: Verdict) -> str:
+def _free_energy(run: RunFolder) -> dict[str, Any] | None:
+    """What free_energy.json holds, unless it is about another generator than the folder's chain."""
+    if not run.free_energy_file.exists():
+        return None
+    found = read_json(run.free_energy_file)
+    return found if found.get("generator") == run.settings.get("generator") else None
+
+
+def _render(run: RunFolder, results: Results, verdict: Verdict, free_energy: dict[str, Any] | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("openmm_bg.report", "templates"),
         autoescape=True,
@@ -75,18 +86,22 @@ def _render(run: RunFolder, results: Results, verdict: Verdict) -> str:
         verdict=verdict,
         methods=methods,
         colors=figures.COLORS,
-        figures={name: Markup(svg) for name, svg in _figures(results).items()},
+        figures={name: Markup(svg) for name, svg in _figures(results, free_energy).items()},
         key_figures=_key_figures(results),
         population_rows=_rows(results, "populations"),
         difference_rows=_rows(results, "free_energy_differences"),
+        free_energy=free_energy,
+        number=_number,
         costs=_costs(results),
         wall_times=wall_times(results.phases),
         versions=versions(),
     )
 
 
-def _figures(results: Results) -> dict[str, str]:
+def _figures(results: Results, free_energy: dict[str, Any] | None) -> dict[str, str]:
     drawn = {}
+    if free_energy is not None:
+        drawn["free_energy"] = free_energy_figure(free_energy)
     if results.methods:
         drawn["surfaces"] = figures.surfaces(results)
     if any(chain is not None and chain.phi.shape[1] > results.pair for chain in (results.chain, results.langevin)):
@@ -142,6 +157,10 @@ def _rows(results: Results, quantity: str) -> list[dict[str, Any]]:
                 scores.append(_agreement_text(z))
         rows.append({"name": basin.name, "description": basin.description, "cells": cells, "scores": scores})
     return rows
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "unknown" if value is None else f"{value:,.{digits}f}".replace("-", _MINUS)
 
 
 def _agreement_text(z: float) -> tuple[str, str]:

@@ -104,3 +104,25 @@ class GeneratorSamples(_Record):
 
     def __len__(self) -> int:
         return len(self.energy)
+
+
+@dataclass(frozen=True)
+class Frames(_Record):
+    """Configurations of a chain, evenly spaced.
+
+    Attributes
+    ----------
+    positions : ndarray, shape (n, n_atoms, 3), float32
+        nm.
+    rows : ndarray of int, shape (n,)
+        Which states of the chain they are.
+    stride : int
+        States from one to the next.
+    """
+
+    positions: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    stride: int
+
+    def __len__(self) -> int:
+        return len(self.rows)

@@ -9,7 +9,9 @@ generator.bg        the trained Boltzmann generator (`train`)
 training/           history and checkpoints of the training
 generator.npz       reweighted samples of the generator (`sample`)
 chain.npz           the chain of Boltzmann generator moves and Langevin dynamics (`sample`)
+chain_frames.npz    some of its configurations (`sample`)
 langevin.npz        Langevin dynamics alone (`sample`)
+free_energy.json    free energies by MBAR and whether to believe them (`free-energy`)
 report.html         the page (`report`)
 summary.json        figures for machines
 """
@@ -65,6 +67,8 @@ class RunFolder:
         self.history_file = self.training_folder / "history.json"
         self.generator_samples_file = self.path / "generator.npz"
         self.chain_file = self.path / "chain.npz"
+        self.chain_frames_file = self.path / "chain_frames.npz"
+        self.free_energy_file = self.path / "free_energy.json"
         self.langevin_file = self.path / "langevin.npz"
         self.report_file = self.path / "report.html"
         self.summary_file = self.path / "summary.json"

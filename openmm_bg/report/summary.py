@@ -7,8 +7,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from openmm_bg.analysis.checks import Verdict
 from openmm_bg.report.results import Results
-from openmm_bg.report.verdict import Verdict
 
 _PACKAGES = ("openmm-bg", "openmm", "openmmtools", "torch", "numpy", "mdtraj", "pymbar", "arviz-stats")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from openmm_bg.analysis.acceptance import longest_run
+from openmm_bg.analysis.checks import Check, Status, Verdict, conclude, grade, sigma_grade
 from openmm_bg.analysis.estimate import z_score
 from openmm_bg.analysis.timeseries import chain_mean
 from openmm_bg.analysis.weights import PARETO_K_LIMIT
 from openmm_bg.report.basin_checks import basin_checks
-from openmm_bg.report.checks import Check, grade, sigma_grade
 from openmm_bg.report.records import Chain
 from openmm_bg.report.results import BG_LANGEVIN, FEWEST_STATES, Results
 
@@ -22,37 +21,28 @@ _ESS_ENOUGH, _ESS_LEAST = 100.0, 20.0
 _TRIPS_ENOUGH, _TRIPS_LEAST = 20, 3
 _LARGEST_SHARE = 0.05
 _WAIT_SHORT, _WAIT_LONG = 0.02, 0.2
+_STATUS_OF_ANSWER: dict[str, Status] = {"believe": "good", "believe with care": "warning"}
 _OFF_SUPPORT_FEW, _OFF_SUPPORT_MOST = 0.01, 0.1
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A plain answer and the checks behind it."""
+def judge(results: Results, free_energy: dict[str, Any] | None = None) -> Verdict:
+    """Check a run and say whether its populations and free energies can be believed.
 
-    answer: Literal["believe", "believe with care", "do not believe", "nothing to judge"]
-    sentence: str
-    checks: list[Check]
-
-
-def judge(results: Results) -> Verdict:
-    """Check a run and say whether its populations and free energies can be believed."""
+    Parameters
+    ----------
+    results : Results
+    free_energy : dict, optional
+        What free_energy.json holds.
+    """
     checks = [*_chain_checks(results), *basin_checks(results), *_weight_checks(results), *_energy_checks(results)]
-    bad = [check.name for check in checks if check.status == "bad"]
-    warnings = [check.name for check in checks if check.status == "warning"]
-    if not checks:
-        return Verdict("nothing to judge", "Nothing has been sampled yet, so there is nothing to believe or not.", [])
-    if bad:
-        return Verdict("do not believe", f"Do not believe these numbers: {_listed(bad)} failed.", checks)
-    if results.chain is None or results.weights is None:
+    if free_energy is not None:
+        status = _STATUS_OF_ANSWER.get(free_energy["verdict"], "bad")
+        checks.append(Check("free energies by MBAR", status, free_energy["verdict_sentence"]))
+    verdict = conclude(checks)
+    if checks and not verdict.refused and (results.chain is None or results.weights is None):
         sentence = "Believe these numbers with care: of chain and reweighting only one is there."
         return Verdict("believe with care", sentence, checks)
-    if warnings:
-        return Verdict("believe with care", f"Believe these numbers with care: see {_listed(warnings)}.", checks)
-    return Verdict("believe", "Believe these numbers: every check below passed.", checks)
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    return verdict
 
 
 def _chain_checks(results: Results) -> list[Check]:
