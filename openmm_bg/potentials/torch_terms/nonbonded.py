@@ -13,8 +13,10 @@ from openmm_bg.potentials.torch_terms.geometry import configurations_last
 from openmm_bg.potentials.torch_terms.pairs import (
     AnalyticEnergy,
     add_to_atoms,
+    all_vectors,
     blocks,
     pair_vectors,
+    symmetric,
     upper_pairs,
 )
 from openmm_bg.potentials.torch_terms.term import Parameters, Term, UnsupportedForce, register
@@ -68,6 +70,13 @@ class NonbondedTerm(Term):
         assert isinstance(energy, torch.Tensor)
         return energy
 
+    def fused(self, positions: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """What `forward` returns, as a sum over all pairs of atoms in both orders."""
+        self._store_pairs(parameters)
+        energy = AnalyticEnergy.apply(configurations_last(positions), self._fused)
+        assert isinstance(energy, torch.Tensor)
+        return energy
+
     def _set_cutoff(self, force: openmm.NonbondedForce) -> None:
         cutoff = float(force.getCutoffDistance()._value)
         dielectric = force.getReactionFieldDielectric()
@@ -114,6 +123,22 @@ class NonbondedTerm(Term):
         energy = self._sum_pairs(x, gradient, "", cutoff=self.has_cutoff)
         if self.has_cutoff:
             energy += self._sum_pairs(x, gradient, "_plain", cutoff=False)
+        return energy, gradient
+
+    def _fused(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        energy, gradient = x.new_zeros(x.shape[-1]), torch.zeros_like(x) if with_gradient else None
+        for suffix in ("", "_plain") if self.has_cutoff else ("",):
+            lists = (getattr(self, f"_{name}{suffix}") for name in ("first", "second"))
+            values = (getattr(self, f"_{name}{suffix}") for name in ("coulomb", "dispersion", "sixth"))
+            i, j = lists
+            coulomb, dispersion, sixth = (symmetric(i, j, v, x.shape[1]).to(self.pair_dtype) for v in values)
+            vector, square = all_vectors(x, self.pair_dtype)
+            cut = self.has_cutoff and not suffix
+            of_pairs = self._cut_pair if cut else _pair_of_compiler
+            pair_energy, factor = of_pairs(square, coulomb, dispersion, sixth)
+            energy = energy + 0.5 * pair_energy.sum(1, dtype=torch.float64).sum(0)
+            if gradient is not None:
+                gradient = gradient + torch.stack([(factor * part).sum(1).to(x.dtype) for part in vector])
         return energy, gradient
 
     def _sum_pairs(self, x: torch.Tensor, gradient: torch.Tensor | None, suffix: str, *, cutoff: bool) -> torch.Tensor:
@@ -164,6 +189,18 @@ def _pair(
     repulsion = power.mul_(attraction).mul_(sixth)
     factor = torch.sub(attraction, repulsion, alpha=2.0).mul_(6.0).sub_(electric).mul_(inverse)
     return electric.add_(repulsion).sub_(attraction), factor
+
+
+def _pair_of_compiler(
+    square: torch.Tensor, coulomb: torch.Tensor, dispersion: torch.Tensor, sixth: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_pair`, without operations in place."""
+    inverse = 1.0 / square
+    electric = inverse.sqrt() * coulomb
+    power = inverse * inverse * inverse
+    attraction = power * dispersion
+    repulsion = power * attraction * sixth
+    return electric + repulsion - attraction, ((attraction - 2.0 * repulsion) * 6.0 - electric) * inverse
 
 
 def _switch(distance: torch.Tensor, start: float, end: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -59,6 +59,11 @@ class Term(nn.Module):
         """Energies (n,) in kJ/mol of positions (n, n_atoms, 3) in nm."""
         raise NotImplementedError
 
+    def fused(self, positions: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """What `forward` returns, written for a compiler: whole arrays of all pairs of atoms instead of pieces."""
+        energy: torch.Tensor = self(positions, parameters)
+        return energy
+
     if TYPE_CHECKING:  # buffers are attributes that type checkers cannot see
 
         def __getattr__(self, name: str) -> Any: ...
