@@ -7,6 +7,7 @@ torch keeps what it made in a cache on disk for later processes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from openmm_bg.potentials.torch_terms.term import Parameters
 MOST_ATOMS = 2048  # matrices of all pairs of more atoms are too large
 _FEW_ATOMS = 64
 _ROWS_OF_FEW, _ROWS = 32, 16  # at once: small blocks waste little where a batch does not fill the last one
+_LOG2_E = 1.0 / math.log(2.0)
 _NEVER = 1_000_000
 # Where a result over pairs is used twice, it is computed twice: sums over pairs shall not write arrays of pairs.
 _KEEP_NOTHING = {
@@ -59,8 +61,8 @@ class CompiledEnergy:
         self.rows = _ROWS_OF_FEW if len(positions) <= _FEW_ATOMS else _ROWS
         begin = time.perf_counter()
         example = positions.T[:, :, None].expand(3, len(positions), self.rows).contiguous()
-        over_pairs = [term for term in terms if type(term).fused is not Term.fused]
-        others = [term for term in terms if term not in over_pairs]
+        over_pairs = [term for term in terms if term.sums_pairs]
+        others = [term for term in terms if not term.sums_pairs]
         self._functions: dict[bool, list[Compiled]] = {
             with_gradient: [
                 _compiled(some, dict(parameters), example, options, with_gradient=with_gradient)
@@ -111,7 +113,19 @@ def _compiled(
         return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
 
     recorded = make_fx(energy_and_gradient if with_gradient else energy)(example)
+    _replace_exponentials(recorded)
     function: Compiled = torch.compile(recorded, dynamic=False, fullgraph=True, options=options or None)
     with torch.no_grad():
         function(example)
     return function
+
+
+def _replace_exponentials(recorded: torch.fx.GraphModule) -> None:
+    """Powers of two instead: the compiler would write exponentials that are used twice, as in gradients, to memory."""
+    for node in recorded.graph.find_nodes(op="call_function", target=torch.ops.aten.exp.default):
+        with recorded.graph.inserting_before(node):
+            scaled = recorded.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], _LOG2_E))
+            power = recorded.graph.call_function(torch.ops.aten.exp2.default, (scaled,))
+        node.replace_all_uses_with(power)
+        recorded.graph.erase_node(node)
+    recorded.recompile()

@@ -18,6 +18,7 @@ from openmm_bg.potentials.torch_terms.pairs import (
     add_to_atoms,
     all_vectors,
     blocks,
+    identity,
     kept,
     pair_vectors,
     upper_pairs,
@@ -26,7 +27,6 @@ from openmm_bg.potentials.torch_terms.term import Parameters, Term, UnsupportedF
 
 _ALPHA, _BETA, _GAMMA = 1.0, 0.8, 4.85  # of OBC2
 _OFFSET, _PROBE = 0.009, 0.14  # nm
-_LOG2_E = 1.0 / math.log(2.0)
 _LEAST_EXPONENT = -50.0  # of a term that is added to 1; smaller ones end in denormal numbers, which are very slow
 
 _Kept = tuple[slice, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]
@@ -35,6 +35,8 @@ _Kept = tuple[slice, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tenso
 @register(openmm.GBSAOBCForce)
 class GBSAOBCTerm(Term):
     """Solvation energy of charges in a dielectric, and of the surface."""
+
+    sums_pairs = True
 
     def __init__(self, force: openmm.GBSAOBCForce, system: openmm.System) -> None:
         method = force.getNonbondedMethod()
@@ -77,7 +79,7 @@ class GBSAOBCTerm(Term):
         vector, square = all_vectors(x, dtype)
         distance = square.sqrt()
         inverse = distance.reciprocal()
-        counted = 1.0 - torch.eye(x.shape[1], dtype=dtype, device=x.device)[:, :, None]
+        counted = 1.0 - identity(x).to(dtype)
         if self._cutoff is not None:
             counted = counted * (square <= self._cutoff**2).to(dtype)
         inner, scaled = self._inner.to(dtype), self._scaled.to(dtype)
@@ -93,7 +95,7 @@ class GBSAOBCTerm(Term):
         charges = (self._prefactor * charge)[:, None] * charge[None] * counted
         product = radii[:, None] * radii[None]
         exponent = (-0.25 * square / product).clamp(min=_LEAST_EXPONENT)
-        gauss = torch.exp2(exponent * _LOG2_E)
+        gauss = exponent.exp()
         root = (square + product * gauss).rsqrt()
         pair_energy = charges * root
         shift = 0.0 if self._cutoff is None else charges / self._cutoff

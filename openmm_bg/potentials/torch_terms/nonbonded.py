@@ -33,6 +33,8 @@ class NonbondedTerm(Term):
     c = 3 e / ((2 e + 1) rc) for the dielectric constant e of the reaction field; exceptions know no cutoff.
     """
 
+    sums_pairs = True
+
     def __init__(self, force: openmm.NonbondedForce, system: openmm.System) -> None:
         method = force.getNonbondedMethod()
         if method not in (openmm.NonbondedForce.NoCutoff, openmm.NonbondedForce.CutoffNonPeriodic):

@@ -90,7 +90,7 @@ def all_vectors(x: torch.Tensor, dtype: torch.dtype) -> tuple[list[torch.Tensor]
     less than adding every pair to two atoms in memory.
     """
     if dtype != x.dtype:
-        x = (x - x[:, :1]).to(dtype)  # near the origin, where single precision is finest
+        x = kept((x - x[:, :1]).to(dtype))  # near the origin, where single precision is finest
     vector = [row[:, None] - row[None] for row in x]
     square = vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]
     return vector, square.clamp(min=smallest(dtype) ** 2)
@@ -106,4 +106,10 @@ def symmetric(first: torch.Tensor, second: torch.Tensor, values: torch.Tensor, n
 
 def kept(values: torch.Tensor) -> torch.Tensor:
     """The same values, which a compiler has to write to memory here: not computed anew for every pair of atoms."""
+    values = values.contiguous()
     return values.as_strided(values.shape, values.stride())
+
+
+def identity(x: torch.Tensor) -> torch.Tensor:
+    """Matrix (n_atoms, n_atoms, 1) that is 1 on the diagonal, as numbers: compilers do not vectorise its definition."""
+    return torch.from_numpy(np.eye(x.shape[1])[:, :, None]).to(x)

@@ -47,6 +47,8 @@ class Term(nn.Module):
         Default values of the global parameters that the term reads, by name.
     """
 
+    sums_pairs = False  # whether `fused` consists of sums over pairs with an analytic gradient, so that none is kept
+
     def __init__(self, force: openmm.Force, *, elements: int = 1) -> None:
         super().__init__()
         self.name: str = force.getName()
