@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -73,9 +74,7 @@ class CompiledEnergy:
         }
         self.seconds = time.perf_counter() - begin
 
-    def __call__(
-        self, positions: torch.Tensor, *, with_gradients: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, positions: torch.Tensor, *, with_gradients: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Energies (n,) and gradients (n, n_atoms, 3) of positions (n, n_atoms, 3) on the device."""
         n = len(positions)
         energies = positions.new_zeros(n)
@@ -97,7 +96,12 @@ class CompiledEnergy:
 
 
 def _compiled(
-    terms: Sequence[Term], parameters: Parameters, example: torch.Tensor, options: dict[str, int], *, with_gradient: bool
+    terms: Sequence[Term],
+    parameters: Parameters,
+    example: torch.Tensor,
+    options: dict[str, Any],
+    *,
+    with_gradient: bool,
 ) -> Compiled:
     """The sum of some terms as a compiled function of coordinates (3, n_atoms, n), called once."""
 

@@ -100,7 +100,7 @@ class SystemPotential:
             self._backend = TorchBackend(
                 system, device or _default_device(), precision=precision, reference=reference, compile=compile
             )
-            self.backend_choice = "torch, as asked for"
+            self.backend_choice = f"torch, as asked for{self._backend.about_compilation}"
         else:
             self._backend = OpenMMBackend(system, platform=platform, n_workers=n_workers)
             self.backend_choice = "openmm, as asked for"

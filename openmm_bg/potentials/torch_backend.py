@@ -191,6 +191,13 @@ class TorchBackend:
         """Energies (n_terms, n) of each force by itself, differentiable, of positions (n, n_atoms, 3) on the device."""
         return torch.stack([term(positions, self.parameters) for term in self.terms])
 
+    @property
+    def about_compilation(self) -> str:
+        """What came of the compilation, to be put after a description; empty if it was not asked for."""
+        if self.not_compiled is not None:
+            return f"; not compiled: {self.not_compiled}"
+        return "" if self.compile_seconds is None else f"; compiled in {self.compile_seconds:.0f} s"
+
     def close(self) -> None:
         """Free the terms; the backend cannot be used afterwards."""
         self.terms.clear()
@@ -325,8 +332,7 @@ def faster_torch_backend(
     batch = np.repeat(batch[:1], n_rows, axis=0)
     ours, theirs = (min(_seconds(each, batch) for _ in range(3)) / n_rows for each in (backend, other))
     rates = f"torch {1.0 / ours:,.0f}, openmm {1.0 / theirs:,.0f} energies and forces per second"
-    if backend.compile_seconds is not None:
-        rates += f" (compiled in {backend.compile_seconds:.0f} s)"
+    rates += backend.about_compilation
     if ours * _LEAST_GAIN < theirs:
         return backend, f"torch, measured: {rates}"
     backend.close()
