@@ -81,6 +81,9 @@ def main() -> None:
     parser.add_argument("--solvent", choices=SOLVENTS, nargs="*", default=["GBSAOBCForce"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["double", "mixed"], default="double")
+    parser.add_argument(
+        "--platform", default="auto", help="of OpenMM; name it where noise would mislead the measurement"
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each batch size")
     parser.add_argument("--output", type=Path, help="JSON file; what it has is not measured again")
@@ -103,7 +106,9 @@ def main() -> None:
                 compile=arguments.compile,
             )
             made = time.perf_counter() - begin
-            theirs = OpenMMBackend(system, n_workers=n_cores())  # the platform that is fastest on a core's share
+            theirs = OpenMMBackend(
+                system, platform=arguments.platform, n_workers=n_cores()
+            )  # the platform that is fastest on a core's share
             theirs.n_workers = 1
             print(f"{name}, {system.getNumParticles()} atoms, {solvent}, OpenMM: {theirs.choice}")
             kept[key] = {

@@ -76,9 +76,6 @@ def test_compiled_equals_openmm_and_the_uncompiled_one(
     assert not np.isnan(energies).any()
     assert np.isfinite(forces).all()
 
-    charges = next(force for force in system.getForces() if isinstance(force, openmm.NonbondedForce))
-    assert charges.getNumGlobalParameters() == 0
-
 
 def random_pairs(seed: int, cutoff: float | None) -> openmm.System:
     """Charges and spheres with exceptions, and implicit solvent."""

@@ -63,7 +63,7 @@ class TorchBackend:
     device : str or torch.device
         Where to compute.
     precision : {"double", "mixed"}
-        "mixed" computes pairs of NonbondedForce and GBSAOBCForce in single precision and sums in double precision.
+        "mixed" computes pairs of NonbondedForce, GBSAOBCForce and CustomGBForce in single and sums in double precision.
     reference : ndarray, shape (n_atoms, 3), optional
         A structure in nm about which the check against OpenMM is made; by default atoms scattered over a lattice.
     compile : bool
