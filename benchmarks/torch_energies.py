@@ -4,7 +4,8 @@ Rates of both are taken in turn in one process, so that their ratio holds on a b
 
     OMP_NUM_THREADS=1 python benchmarks/torch_energies.py --molecule alanine --output results.json
 
-Results of earlier runs in the output file are kept, so a long benchmark can be made in pieces; a GPU is taken with
+What the output file has already is not measured again, so a long benchmark can be made in pieces; `--compile` measures
+compiled energies, beside the others in the file. A GPU is taken with
 `--device cuda`, and compared with one Context on the platform that measures fastest there.
 """
 
@@ -80,26 +81,42 @@ def main() -> None:
     parser.add_argument("--solvent", choices=SOLVENTS, nargs="*", default=["GBSAOBCForce"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["double", "mixed"], default="double")
+    parser.add_argument(
+        "--platform", default="auto", help="of OpenMM; name it where noise would mislead the measurement"
+    )
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each batch size")
-    parser.add_argument("--output", type=Path, help="JSON file; results there of other molecules are kept")
+    parser.add_argument("--output", type=Path, help="JSON file; what it has is not measured again")
     arguments = parser.parse_args()
     kept = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.exists() else {}
     for name in arguments.molecule:
         molecule = MOLECULES[name]()
         for solvent in arguments.solvent:
+            key = f"{name} {solvent} {arguments.device} {arguments.precision}{' compiled' * arguments.compile}"
+            if key in kept:
+                continue
             files = ["amber99sbildn.xml"] + ([SOLVENTS[solvent]] if SOLVENTS[solvent] else [])
             system = app.ForceField(*files).createSystem(molecule.topology, constraints=app.HBonds)
             begin = time.perf_counter()
-            ours = TorchBackend(system, arguments.device, precision=arguments.precision, reference=molecule.positions)
+            ours = TorchBackend(
+                system,
+                arguments.device,
+                precision=arguments.precision,
+                reference=molecule.positions,
+                compile=arguments.compile,
+            )
             made = time.perf_counter() - begin
-            theirs = OpenMMBackend(system, n_workers=n_cores())  # the platform that is fastest on a core's share
+            theirs = OpenMMBackend(
+                system, platform=arguments.platform, n_workers=n_cores()
+            )  # the platform that is fastest on a core's share
             theirs.n_workers = 1
             print(f"{name}, {system.getNumParticles()} atoms, {solvent}, OpenMM: {theirs.choice}")
-            kept[f"{name} {solvent} {arguments.device} {arguments.precision}"] = {
+            kept[key] = {
                 "atoms": system.getNumParticles(),
                 "openmm": f"{openmm.version.short_version}, {theirs.choice.name}",
                 "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
                 "seconds_to_make_and_check": made,
+                "seconds_to_compile": ours.compile_seconds,
                 "energies": rates(ours, theirs, molecule, with_forces=False, budget=arguments.seconds),
                 "energies_and_forces": rates(ours, theirs, molecule, with_forces=True, budget=arguments.seconds),
             }

@@ -45,6 +45,10 @@ class SystemPotential:
         Precision of the torch backend: "mixed" has pairs of atoms in single and sums in double precision.
     reference : ndarray, shape (n_atoms, 3), optional
         A structure in nm about which the torch backend is compared with OpenMM; by default atoms on a lattice.
+    compile : bool
+        Compile the torch backend, which takes seconds to a minute (less again in later processes) and makes it several
+        times faster: for long runs. Without a C++ compiler the reason is logged and it works as without. Forces whose
+        global parameters are changed later are evaluated uncompiled.
 
     Attributes
     ----------
@@ -81,6 +85,7 @@ class SystemPotential:
         device: str | torch.device | None = None,
         precision: Precision = "double",
         reference: FloatArray | None = None,
+        compile: bool = False,
     ) -> None:
         _check_arguments(system, topology, backend, n_workers)
         self.system = copy.deepcopy(system)
@@ -92,14 +97,21 @@ class SystemPotential:
             raise ValueError("platform and n_workers are OpenMM's; with backend='torch' give device instead.")
         self._backend: OpenMMBackend | TorchBackend | None
         if backend == "torch":
-            self._backend = TorchBackend(system, device or _default_device(), precision=precision, reference=reference)
-            self.backend_choice = "torch, as asked for"
+            self._backend = TorchBackend(
+                system, device or _default_device(), precision=precision, reference=reference, compile=compile
+            )
+            self.backend_choice = f"torch, as asked for{self._backend.about_compilation}"
         else:
             self._backend = OpenMMBackend(system, platform=platform, n_workers=n_workers)
             self.backend_choice = "openmm, as asked for"
             if backend == "auto" and platform == "auto" and n_workers is None:
                 torch_backend, self.backend_choice = faster_torch_backend(
-                    system, self._backend, device or _default_device(), precision=precision, reference=reference
+                    system,
+                    self._backend,
+                    device or _default_device(),
+                    precision=precision,
+                    reference=reference,
+                    compile=compile,
                 )
                 if torch_backend is not None:
                     self._backend.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ import openmm
 import torch
 from numpy.typing import NDArray
 
+from openmm_bg.potentials.compilation import MOST_ATOMS, CompiledEnergy
 from openmm_bg.potentials.platforms import PlatformChoice, lattice
 from openmm_bg.potentials.torch_terms import Term, UnsupportedForce, build_term
+
+logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 Precision = Literal["double", "mixed"]
@@ -59,9 +63,13 @@ class TorchBackend:
     device : str or torch.device
         Where to compute.
     precision : {"double", "mixed"}
-        "mixed" computes pairs of NonbondedForce and GBSAOBCForce in single precision and sums in double precision.
+        "mixed" computes pairs of NonbondedForce, GBSAOBCForce and CustomGBForce in single and sums in double precision.
     reference : ndarray, shape (n_atoms, 3), optional
         A structure in nm about which the check against OpenMM is made; by default atoms scattered over a lattice.
+    compile : bool
+        Compile the forces by torch.compile, which takes seconds to a minute and makes every later evaluation several
+        times faster. Where there is no C++ compiler, or it fails, the reason is logged and kept, and nothing else
+        changes.
 
     Attributes
     ----------
@@ -71,6 +79,10 @@ class TorchBackend:
         Values of the global parameters, at first the defaults; `set_parameters` changes them.
     check : SelfCheck
         How far the result is from OpenMM's Reference platform.
+    compile_seconds : float or None
+        What the compilation took; None where nothing was compiled.
+    not_compiled : str or None
+        Why nothing was compiled although that was asked for.
 
     Raises
     ------
@@ -87,6 +99,7 @@ class TorchBackend:
         *,
         precision: Precision = "double",
         reference: FloatArray | None = None,
+        compile: bool = False,
     ) -> None:
         if precision not in _FORCE_TOLERANCE:
             raise ValueError(f"Unknown precision {precision!r}; expected 'double' or 'mixed'.")
@@ -108,7 +121,15 @@ class TorchBackend:
             self.parameters.update(term.defaults)
         self.choice = PlatformChoice("torch", {"Device": str(self.device), "Precision": precision}, "energies")
         self.n_workers, self.last_error = 1, None
-        self.check: SelfCheck = self._compare(system, lattice(self.n_atoms) if reference is None else reference)
+        self._compiled: CompiledEnergy | None = None
+        self._compiled_for: dict[str, float] = {}
+        self.compile_seconds: float | None = None
+        self.not_compiled: str | None = None
+        about = lattice(self.n_atoms) if reference is None else np.asarray(reference, dtype=np.float64)
+        self.check: SelfCheck = self._compare(system, about)
+        if compile:
+            self._compile(about)
+            self.check = self._compare(system, about)
 
     def set_parameters(self, values: Mapping[str, float]) -> None:
         """Set global parameters of the forces.
@@ -145,6 +166,9 @@ class TorchBackend:
         MemoryError
             If the memory does not suffice for a single configuration.
         """
+        if self._compiled is not None and self.parameters == self._compiled_for:
+            x = positions.detach().to(self.device)
+            return self._repaired(*self._compiled(x, with_gradients=with_gradients), positions.device)
         energies = torch.empty(len(positions), dtype=torch.float64, device=positions.device)
         gradients = torch.empty_like(positions) if with_gradients else None
         rows, start = self._rows_at_once(), 0
@@ -167,9 +191,17 @@ class TorchBackend:
         """Energies (n_terms, n) of each force by itself, differentiable, of positions (n, n_atoms, 3) on the device."""
         return torch.stack([term(positions, self.parameters) for term in self.terms])
 
+    @property
+    def about_compilation(self) -> str:
+        """What came of the compilation, to be put after a description; empty if it was not asked for."""
+        if self.not_compiled is not None:
+            return f"; not compiled: {self.not_compiled}"
+        return "" if self.compile_seconds is None else f"; compiled in {self.compile_seconds:.0f} s"
+
     def close(self) -> None:
         """Free the terms; the backend cannot be used afterwards."""
         self.terms.clear()
+        self._compiled = None
 
     def _chunk(self, positions: torch.Tensor, with_gradients: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         x = positions.detach().to(self.device).permute(2, 1, 0).contiguous()  # the layout that the terms work in
@@ -182,13 +214,34 @@ class TorchBackend:
                 energy += part.detach()
                 if with_gradients and part.requires_grad:
                     gradient += torch.autograd.grad(part.sum(), x)[0]
+        return self._repaired(energy, gradient.permute(2, 1, 0) if with_gradients else None, positions.device)
+
+    @staticmethod
+    def _repaired(
+        energy: torch.Tensor, gradient: torch.Tensor | None, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same on a device, with +inf and zero where something is not finite."""
         failed = ~torch.isfinite(energy)
-        if with_gradients:
-            failed |= ~torch.isfinite(gradient).flatten(0, 1).all(0)
-            gradient = torch.where(failed, torch.zeros_like(gradient), gradient)
-        energy = torch.where(failed, torch.full_like(energy, torch.inf), energy)
-        device = positions.device
-        return energy.to(device), gradient.permute(2, 1, 0).to(device) if with_gradients else None
+        if gradient is not None:
+            failed |= ~torch.isfinite(gradient).flatten(1).all(1)
+            gradient = gradient.masked_fill(failed[:, None, None], 0.0).to(device)
+        return energy.masked_fill(failed, torch.inf).to(device), gradient
+
+    def _compile(self, structure: FloatArray) -> None:
+        """Compile the terms at the present parameters; where that fails, say why and go on without."""
+        self.not_compiled = f"only Systems of up to {MOST_ATOMS} atoms are" if self.n_atoms > MOST_ATOMS else None
+        if self.not_compiled is None and self.terms:
+            try:
+                positions = torch.from_numpy(structure).to(self.device)
+                self._compiled = CompiledEnergy(self.terms, self.parameters, positions)
+            except RuntimeError as error:  # what torch raises where there is no compiler, or it stumbles
+                self.not_compiled = str(error).strip().splitlines()[0]
+        if self._compiled is None:
+            logger.warning("Energies are not compiled: %s", self.not_compiled or "there are no forces")
+            return
+        self._compiled_for = dict(self.parameters)
+        self.compile_seconds = self._compiled.seconds
+        logger.info("Energies of %d atoms were compiled in %.1f s", self.n_atoms, self.compile_seconds)
 
     def _rows_at_once(self) -> int:
         largest = max((term.elements for term in self.terms), default=1)
@@ -227,7 +280,7 @@ class TorchBackend:
                     "Use backend='openmm', and report the System."
                 )
             errors[term.name] = max(errors.get(term.name, 0.0), float(difference.max()))
-        forces = self.evaluate(batch, with_forces=True)[1]
+        total, forces = self.evaluate(batch, with_forces=True)
         finite = np.isfinite(expected_forces).all(axis=(1, 2)) & np.isfinite(expected).all(axis=0)
         assert forces is not None
         difference = np.abs(forces - expected_forces)[finite].max(axis=(1, 2))
@@ -238,6 +291,14 @@ class TorchBackend:
                 f"{difference} kJ/mol/nm, where the largest force is {size}; forces: {', '.join(errors) or 'none'}. "
                 "Use backend='openmm', and report the System."
             )
+        for found in (total, self.evaluate(batch, with_forces=False)[0]) if self._compiled is not None else ():
+            alone = energies.sum(0)
+            known = np.isfinite(alone)
+            if not (np.abs(found - alone)[known] <= (absolute + relative * np.abs(energies).sum(0))[known]).all():
+                raise BackendMismatch(
+                    f"The compiled energy is {found} kJ/mol and that of the single forces {alone} kJ/mol. "
+                    "Use compile=False, and report the System and the version of torch."
+                )
         return SelfCheck(errors, float((difference / size).max(initial=0.0)))
 
 
@@ -255,13 +316,14 @@ def faster_torch_backend(
     *,
     precision: Precision = "double",
     reference: FloatArray | None = None,
+    compile: bool = False,
 ) -> tuple[TorchBackend | None, str]:
     """A torch backend if it knows all forces, agrees with OpenMM and is faster than `other`; and the reason, as text.
 
     Both compute energies and forces of the same batch, in turn, and their best times count.
     """
     try:
-        backend = TorchBackend(system, device, precision=precision, reference=reference)
+        backend = TorchBackend(system, device, precision=precision, reference=reference, compile=compile)
     except (UnsupportedForce, BackendMismatch) as error:
         return None, f"openmm, because torch cannot: {error}"
     batch = np.repeat(lattice(backend.n_atoms)[None], _FEWEST_ROWS, axis=0)
@@ -270,6 +332,7 @@ def faster_torch_backend(
     batch = np.repeat(batch[:1], n_rows, axis=0)
     ours, theirs = (min(_seconds(each, batch) for _ in range(3)) / n_rows for each in (backend, other))
     rates = f"torch {1.0 / ours:,.0f}, openmm {1.0 / theirs:,.0f} energies and forces per second"
+    rates += backend.about_compilation
     if ours * _LEAST_GAIN < theirs:
         return backend, f"torch, measured: {rates}"
     backend.close()

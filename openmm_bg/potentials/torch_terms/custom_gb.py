@@ -22,6 +22,7 @@ from openmm_bg.potentials.torch_terms.custom_bonded import compile_expression
 from openmm_bg.potentials.torch_terms.custom_nonbonded import cutoff_distance, per_particle_parameters
 from openmm_bg.potentials.torch_terms.expression import Expression
 from openmm_bg.potentials.torch_terms.expression_functions import Value
+from openmm_bg.potentials.torch_terms.pairs import identity, kept
 from openmm_bg.potentials.torch_terms.tabulated import tabulated_functions
 from openmm_bg.potentials.torch_terms.term import Parameters, Term, register
 
@@ -72,16 +73,23 @@ class CustomGBTerm(Term):
 
     def forward(self, positions: Tensor, parameters: Parameters) -> Tensor:
         """Energies (n,) in kJ/mol of positions (n, n_atoms, 3) in nm."""
+        return self._energy(_Batch, positions, parameters)
+
+    def fused(self, positions: Tensor, parameters: Parameters) -> Tensor:
+        """What `forward` returns, in sums over all pairs of particles in one piece."""
+        return self._energy(_WholeBatch, positions, parameters)
+
+    def _energy(self, kind_of_batch: type[_Batch], positions: Tensor, parameters: Parameters) -> Tensor:
         x = geometry.configurations_last(positions)
         constants: dict[str, Value] = {name: parameters[name] for name in self.defaults}
         particles: dict[str, Tensor] = dict(zip(self.names, self.values.to(x.dtype)[:, :, None], strict=True))
-        batch = _Batch(x, constants, particles)
+        batch = kind_of_batch(x, constants, particles)
         for name, expression, kind in self.computed:
             if kind == openmm.CustomGBForce.SingleParticle:
                 value = batch.of_particles(expression)
             else:
                 value = self._sum_over_columns(expression, kind, batch)
-            particles[name] = value.expand(x.shape[1:])
+            particles[name] = batch.kept(value.expand(x.shape[1:]))
         energy = positions.new_zeros(len(positions))
         for expression, kind in self.energies:
             if kind == openmm.CustomGBForce.SingleParticle:
@@ -94,7 +102,7 @@ class CustomGBTerm(Term):
         """Value of every particle (n_atoms, n): the sum over all others."""
 
         def block(start: int) -> Tensor:
-            return self._pairs(expression, kind, batch, (start, start + batch.rows, 0)).sum(1)
+            return self._pairs(expression, kind, batch, (start, start + batch.rows, 0)).sum(1, dtype=batch.x.dtype)
 
         return torch.cat([batch.call(block, start) for start in range(0, batch.x.shape[1], batch.rows)])
 
@@ -103,7 +111,7 @@ class CustomGBTerm(Term):
 
         def block(start: int) -> Tensor:
             pairs = self._pairs(expression, kind, batch, (start, start + batch.rows, start), once=True)
-            return pairs.sum((0, 1))
+            return pairs.sum(1, dtype=batch.x.dtype).sum(0)
 
         starts = range(0, batch.x.shape[1], batch.rows)
         return torch.stack([batch.call(block, start) for start in starts]).sum(0)
@@ -115,10 +123,11 @@ class CustomGBTerm(Term):
         if once:
             mask = mask.triu(diagonal=start - first + 1)
         mask = mask[:, :, None]
-        r = batch.distances(block)
+        r = batch.distances(block).to(self.pair_dtype)
         variables: dict[str, Value] = {**batch.constants, "r": r}
         for name, values in batch.particles.items():
-            variables[f"{name}1"], variables[f"{name}2"] = values[start:stop, None], values[None, first:]
+            of_pairs = values.to(r.dtype)
+            variables[f"{name}1"], variables[f"{name}2"] = of_pairs[start:stop, None], of_pairs[None, first:]
         result = expression(variables, like=r)
         assert isinstance(result, Tensor)
         if self.cutoff is not None:
@@ -154,12 +163,48 @@ class _Batch:
             self._distances[block] = r
         return r
 
+    def kept(self, values: Tensor) -> Tensor:
+        """Values of particles, as they are."""
+        return values
+
     def call(self, block: Callable[[int], Tensor], start: int) -> Tensor:
         """Call a function of a block's first row; of many blocks, keep nothing but the result."""
         if self._in_pieces and self.x.requires_grad:
             result: Tensor = checkpoint(block, start, use_reentrant=False, preserve_rng_state=False)
             return result
         return block(start)
+
+
+class _WholeBatch(_Batch):
+    """The same for a compiler: a single block, whose distances are computed wherever they are needed."""
+
+    def __init__(self, x: Tensor, constants: dict[str, Value], particles: dict[str, Tensor]) -> None:
+        super().__init__(x, constants, particles)
+        self.rows, self._in_pieces = x.shape[1], False
+
+    def distances(self, block: Block) -> Tensor:
+        """Distances (n_atoms, n_atoms, n), with 1 nm from a particle to itself."""
+        vector = [row[None] - row[:, None] for row in self.x]
+        square = vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]
+        return (square + identity(self.x)).clamp(min=geometry.SMALLEST**2).sqrt()
+
+    def kept(self, values: Tensor) -> Tensor:
+        """Values of particles, in memory, as is their gradient."""
+        in_memory = _Kept.apply(values)
+        assert isinstance(in_memory, Tensor)
+        return in_memory
+
+
+class _Kept(torch.autograd.Function):
+    """Identity that a compiler writes to memory, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return kept(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return kept(gradients[0])
 
 
 class _Distances(torch.autograd.Function):

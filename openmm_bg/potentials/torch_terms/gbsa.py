@@ -13,7 +13,16 @@ import torch
 
 from openmm_bg.potentials.torch_terms.geometry import configurations_last
 from openmm_bg.potentials.torch_terms.nonbonded import COULOMB
-from openmm_bg.potentials.torch_terms.pairs import AnalyticEnergy, add_to_atoms, blocks, pair_vectors, upper_pairs
+from openmm_bg.potentials.torch_terms.pairs import (
+    AnalyticEnergy,
+    add_to_atoms,
+    all_vectors,
+    blocks,
+    identity,
+    kept,
+    pair_vectors,
+    upper_pairs,
+)
 from openmm_bg.potentials.torch_terms.term import Parameters, Term, UnsupportedForce, register
 
 _ALPHA, _BETA, _GAMMA = 1.0, 0.8, 4.85  # of OBC2
@@ -26,6 +35,8 @@ _Kept = tuple[slice, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tenso
 @register(openmm.GBSAOBCForce)
 class GBSAOBCTerm(Term):
     """Solvation energy of charges in a dielectric, and of the surface."""
+
+    sums_pairs = True
 
     def __init__(self, force: openmm.GBSAOBCForce, system: openmm.System) -> None:
         method = force.getNonbondedMethod()
@@ -43,6 +54,8 @@ class GBSAOBCTerm(Term):
         self.store("_first", i, torch.int64)
         self.store("_second", j, torch.int64)
         self.store("_charges", prefactor * (charge[i] * charge[j])[:, None])
+        self.store("_charge", charge[:, None])
+        self._prefactor = prefactor
         self.store("_self", 0.5 * prefactor * charge[:, None] ** 2)
         self.store("_radius", radius[:, None])
         self.store("_inner", radius[:, None] - _OFFSET)
@@ -54,6 +67,57 @@ class GBSAOBCTerm(Term):
         energy = AnalyticEnergy.apply(configurations_last(positions), self._energy_and_gradient)
         assert isinstance(energy, torch.Tensor)
         return energy
+
+    def fused(self, positions: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """What `forward` returns, in three sums over all pairs of atoms in both orders."""
+        energy = AnalyticEnergy.apply(configurations_last(positions), self._fused)
+        assert isinstance(energy, torch.Tensor)
+        return energy
+
+    def _fused(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        dtype, double = self.pair_dtype, torch.float64
+        vector, square = all_vectors(x, dtype)
+        distance = square.sqrt()
+        inverse = distance.reciprocal()
+        counted = 1.0 - identity(x).to(dtype)
+        if self._cutoff is not None:
+            counted = counted * (square <= self._cutoff**2).to(dtype)
+        inner, scaled = self._inner.to(dtype), self._scaled.to(dtype)
+        term, slope = descreening(distance, inverse, inner[:, None], scaled[None])
+        integral = 0.5 * self._inner * (term * counted).sum(1, dtype=double)
+        tanh = torch.tanh(integral * (_ALPHA + integral * (-_BETA + integral * _GAMMA)))
+        born = kept(1.0 / (1.0 / self._inner - tanh / self._radius))
+        surface = self._surface / (born * born * born).square()
+        own = self._self / born
+
+        radii = kept(born.to(dtype))
+        charge = self._charge.to(dtype)
+        charges = (self._prefactor * charge)[:, None] * charge[None] * counted
+        product = radii[:, None] * radii[None]
+        exponent = (-0.25 * square / product).clamp(min=_LEAST_EXPONENT)
+        gauss = exponent.exp()
+        root = (square + product * gauss).rsqrt()
+        pair_energy = charges * root
+        shift = 0.0 if self._cutoff is None else charges / self._cutoff
+        energy = (surface + own).sum(0) + 0.5 * (pair_energy - shift).sum(1, dtype=double).sum(0)
+        if not with_gradient:
+            return energy, None
+        half = -0.5 * root * root * pair_energy  # derivative of the energy by the root's argument
+        by_born = (radii[None] * half * gauss * (1.0 - exponent)).sum(1).to(double)
+        by_born = by_born - (6.0 * surface + own) / born
+        outer = _ALPHA + integral * (-2.0 * _BETA + integral * (3.0 * _GAMMA))
+        by_sum = kept(by_born * born.square() * (1.0 - tanh.square()) * outer * (0.5 * self._inner / self._radius))
+        by_other = kept(by_sum.to(dtype))
+        factor = (2.0 - 0.5 * gauss) * half
+        # An atom moves its own Born radius, of which it is the first atom, and those of all others.
+        turned = descreening(distance, inverse, inner[None], scaled[:, None])[1] * by_other[None] * counted
+        gradient = [
+            by_sum * (slope * counted * part).sum(1).to(double)
+            + (factor * part).sum(1).to(double)
+            + (turned * part).sum(1).to(double)
+            for part in vector
+        ]
+        return energy, torch.stack(gradient)
 
     def _energy_and_gradient(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         integral, kept = self._integrals(x, with_gradient)
@@ -160,3 +224,19 @@ def _descreening(
         return term, None
     slope = ratio.mul_(inverse).add_(1.0).mul_(difference).addcmul_(logarithm, inverse).mul_(inverse).neg_()
     return term, slope
+
+
+def descreening(
+    distance: torch.Tensor, inverse: torch.Tensor, inner: torch.Tensor, scaled: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_descreening`, without operations in place."""
+    far, gap = torch.maximum(distance + scaled, inner), distance - scaled
+    nearest = torch.maximum(gap.abs(), inner)
+    both = 1.0 / (far * nearest)
+    upper, lower = both * nearest, both * far
+    inside = torch.where(-gap > inner, lower, 1.0 / inner)
+    logarithm = torch.atanh((nearest - far) / (nearest + far)) * inverse
+    difference = (lower - upper) * (lower + upper) * 0.25
+    ratio = scaled * scaled * inverse
+    term = logarithm + (ratio - distance) * difference + lower - upper - 2.0 * inside + 2.0 / inner
+    return term, -((ratio * inverse + 1.0) * difference + logarithm * inverse) * inverse

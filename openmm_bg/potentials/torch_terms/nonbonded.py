@@ -13,8 +13,10 @@ from openmm_bg.potentials.torch_terms.geometry import configurations_last
 from openmm_bg.potentials.torch_terms.pairs import (
     AnalyticEnergy,
     add_to_atoms,
+    all_vectors,
     blocks,
     pair_vectors,
+    symmetric,
     upper_pairs,
 )
 from openmm_bg.potentials.torch_terms.term import Parameters, Term, UnsupportedForce, register
@@ -30,6 +32,8 @@ class NonbondedTerm(Term):
     With CutoffNonPeriodic the Coulomb energy of a pair is q q' (1/r + k r^2 - c), k = (e - 1) / ((2 e + 1) rc^3) and
     c = 3 e / ((2 e + 1) rc) for the dielectric constant e of the reaction field; exceptions know no cutoff.
     """
+
+    sums_pairs = True
 
     def __init__(self, force: openmm.NonbondedForce, system: openmm.System) -> None:
         method = force.getNonbondedMethod()
@@ -65,6 +69,13 @@ class NonbondedTerm(Term):
         """Energies (n,) in kJ/mol of positions (n, n_atoms, 3) in nm."""
         self._store_pairs(parameters)
         energy = AnalyticEnergy.apply(configurations_last(positions), self._energy_and_gradient)
+        assert isinstance(energy, torch.Tensor)
+        return energy
+
+    def fused(self, positions: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """What `forward` returns, as a sum over all pairs of atoms in both orders."""
+        self._store_pairs(parameters)
+        energy = AnalyticEnergy.apply(configurations_last(positions), self._fused)
         assert isinstance(energy, torch.Tensor)
         return energy
 
@@ -116,6 +127,22 @@ class NonbondedTerm(Term):
             energy += self._sum_pairs(x, gradient, "_plain", cutoff=False)
         return energy, gradient
 
+    def _fused(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        energy, gradient = x.new_zeros(x.shape[-1]), torch.zeros_like(x) if with_gradient else None
+        for suffix in ("", "_plain") if self.has_cutoff else ("",):
+            lists = (getattr(self, f"_{name}{suffix}") for name in ("first", "second"))
+            values = (getattr(self, f"_{name}{suffix}") for name in ("coulomb", "dispersion", "sixth"))
+            i, j = lists
+            coulomb, dispersion, sixth = (symmetric(i, j, v, x.shape[1]).to(self.pair_dtype) for v in values)
+            vector, square = all_vectors(x, self.pair_dtype)
+            cut = self.has_cutoff and not suffix
+            of_pairs = self._cut_pair if cut else _pair_of_compiler
+            pair_energy, factor = of_pairs(square, coulomb, dispersion, sixth)
+            energy = energy + 0.5 * pair_energy.sum(1, dtype=torch.float64).sum(0)
+            if gradient is not None:
+                gradient = gradient + torch.stack([(factor * part).sum(1).to(x.dtype) for part in vector])
+        return energy, gradient
+
     def _sum_pairs(self, x: torch.Tensor, gradient: torch.Tensor | None, suffix: str, *, cutoff: bool) -> torch.Tensor:
         dtype = self.pair_dtype
         names = ("first", "second", "coulomb", "dispersion", "sixth")
@@ -164,6 +191,18 @@ def _pair(
     repulsion = power.mul_(attraction).mul_(sixth)
     factor = torch.sub(attraction, repulsion, alpha=2.0).mul_(6.0).sub_(electric).mul_(inverse)
     return electric.add_(repulsion).sub_(attraction), factor
+
+
+def _pair_of_compiler(
+    square: torch.Tensor, coulomb: torch.Tensor, dispersion: torch.Tensor, sixth: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_pair`, without operations in place."""
+    inverse = 1.0 / square
+    electric = inverse.sqrt() * coulomb
+    power = inverse * inverse * inverse
+    attraction = power * dispersion
+    repulsion = power * attraction * sixth
+    return electric + repulsion - attraction, ((attraction - 2.0 * repulsion) * 6.0 - electric) * inverse
 
 
 def _switch(distance: torch.Tensor, start: float, end: float) -> tuple[torch.Tensor, torch.Tensor]:

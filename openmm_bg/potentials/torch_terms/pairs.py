@@ -81,3 +81,35 @@ def add_to_atoms(
     force = vector.mul_(factor).to(gradient.dtype)
     gradient.index_add_(1, first, force)
     gradient.index_add_(1, second, force, alpha=-1.0)
+
+
+def all_vectors(x: torch.Tensor, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Components (n_atoms, n_atoms, n) of the vectors to each atom from each, and their bounded squared lengths.
+
+    For a compiler, which keeps none of these arrays: sums over the second axis then run in its registers, which costs
+    less than adding every pair to two atoms in memory.
+    """
+    if dtype != x.dtype:
+        x = kept((x - x[:, :1]).to(dtype))  # near the origin, where single precision is finest
+    vector = [row[:, None] - row[None] for row in x]
+    square = vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]
+    return vector, square.clamp(min=smallest(dtype) ** 2)
+
+
+def symmetric(first: torch.Tensor, second: torch.Tensor, values: torch.Tensor, n_atoms: int) -> torch.Tensor:
+    """Matrix (n_atoms, n_atoms, 1) of the values (p, 1) of pairs, zero elsewhere."""
+    matrix = np.zeros((n_atoms, n_atoms, 1))
+    i, j, v = first.cpu().numpy(), second.cpu().numpy(), values.cpu().numpy()
+    matrix[i, j] = matrix[j, i] = v
+    return torch.from_numpy(matrix).to(values.device)
+
+
+def kept(values: torch.Tensor) -> torch.Tensor:
+    """The same values, which a compiler has to write to memory here: not computed anew for every pair of atoms."""
+    values = values.contiguous()
+    return values.as_strided(values.shape, values.stride())
+
+
+def identity(x: torch.Tensor) -> torch.Tensor:
+    """Matrix (n_atoms, n_atoms, 1) that is 1 on the diagonal, as numbers: compilers do not vectorise its definition."""
+    return torch.from_numpy(np.eye(x.shape[1])[:, :, None]).to(x)

@@ -47,6 +47,8 @@ class Term(nn.Module):
         Default values of the global parameters that the term reads, by name.
     """
 
+    sums_pairs = False  # whether `fused` consists of sums over pairs with an analytic gradient, so that none is kept
+
     def __init__(self, force: openmm.Force, *, elements: int = 1) -> None:
         super().__init__()
         self.name: str = force.getName()
@@ -58,6 +60,11 @@ class Term(nn.Module):
     def forward(self, positions: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Energies (n,) in kJ/mol of positions (n, n_atoms, 3) in nm."""
         raise NotImplementedError
+
+    def fused(self, positions: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """What `forward` returns, written for a compiler: whole arrays of all pairs of atoms instead of pieces."""
+        energy: torch.Tensor = self(positions, parameters)
+        return energy
 
     if TYPE_CHECKING:  # buffers are attributes that type checkers cannot see
 
