@@ -188,6 +188,29 @@ def test_a_term_that_disagrees_with_openmm_is_found(
         TorchBackend(molecule.system)
 
 
+def test_a_force_that_is_right_at_the_defaults_of_its_parameters_alone_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Deaf(Term):
+        def __init__(self, force: openmm.Force, system: openmm.System) -> None:
+            super().__init__(force)
+            self.right = builder(force, system)
+
+        def forward(self, positions: torch.Tensor, parameters: object) -> torch.Tensor:
+            return self.right(positions, self.defaults)
+
+    system = particles(2)
+    bond = openmm.CustomBondForce("0.5 * coupling * (r - 0.1)^2")
+    bond.addGlobalParameter("coupling", 1.0)
+    bond.addBond(0, 1, [])
+    system.addForce(bond)
+    assert TorchBackend(system).parameters == {"coupling": 1.0}
+    builder = term_module._BUILDERS[openmm.CustomBondForce]
+    monkeypatch.setitem(term_module._BUILDERS, openmm.CustomBondForce, Deaf)
+    with pytest.raises(BackendMismatch, match=r"energy of the force 'CustomBondForce'.*'coupling': 0\.75"):
+        TorchBackend(system)
+
+
 def test_out_of_memory_makes_smaller_chunks_and_then_a_clear_error(
     molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:

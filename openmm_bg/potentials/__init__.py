@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from openmm_bg.potentials.platforms import PlatformChoice, available_platforms, choose_platform
+from openmm_bg.potentials.self_check import BackendMismatch
 from openmm_bg.potentials.system_potential import SystemPotential
-from openmm_bg.potentials.torch_backend import BackendMismatch, TorchBackend
+from openmm_bg.potentials.torch_backend import TorchBackend
 from openmm_bg.potentials.torch_terms import UnsupportedForce
 
 __all__ = [

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from openmm_bg.potentials.openmm_backend import OpenMMBackend
 from openmm_bg.potentials.platforms import PlatformChoice
-from openmm_bg.potentials.torch_backend import Precision, TorchBackend, faster_torch_backend
+from openmm_bg.potentials.self_check import Precision
+from openmm_bg.potentials.torch_backend import TorchBackend, faster_torch_backend
 
 FloatArray = NDArray[np.float64]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import openmm
@@ -16,41 +14,17 @@ from numpy.typing import NDArray
 
 from openmm_bg.potentials.compilation import MOST_ATOMS, CompiledEnergy
 from openmm_bg.potentials.platforms import PlatformChoice, lattice
+from openmm_bg.potentials.self_check import PRECISIONS, BackendMismatch, Precision, SelfCheck, compare, compare_compiled
 from openmm_bg.potentials.torch_terms import Term, UnsupportedForce, build_term
 
 logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
-Precision = Literal["double", "mixed"]
 
-_DISPLACEMENTS, _SEED = (0.0, 0.005, 0.02), 20240501  # nm, of the structures that the check compares
-_ENERGY_TOLERANCE = {"double": (1e-6, 1e-5), "mixed": (2e-5, 2e-2)}  # of the force's energy; kJ/mol
-_FORCE_TOLERANCE = {"double": 1e-4, "mixed": 1e-3}  # of the largest force
-_MOST_GROUPS = 31
 _SECONDS_TO_MEASURE, _MOST_ROWS_TO_MEASURE, _LEAST_GAIN = 0.05, 4096, 1.1
 _CPU_ELEMENTS, _CPU_MOST_ELEMENTS = 131_072, 4_194_304  # numbers in the largest array of a chunk: aimed at; at most
 _FEWEST_ROWS, _MOST_ROWS = 16, 512  # on a CPU: short rows waste time in memory access, long ones leave the cache
 _GPU_SHARE, _BYTES_PER_ELEMENT = 0.25, 128  # of the free memory; of about sixteen arrays alive at once
-
-
-class BackendMismatch(ValueError):
-    """A force whose energies or forces in torch are not those of OpenMM."""
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """What the comparison with OpenMM's Reference platform found.
-
-    Attributes
-    ----------
-    energy_errors : dict of str
-        Largest difference in kJ/mol, by the force's name.
-    force_error : float
-        Largest difference of the total forces, relative to the largest force.
-    """
-
-    energy_errors: dict[str, float]
-    force_error: float
 
 
 class TorchBackend:
@@ -101,7 +75,7 @@ class TorchBackend:
         reference: FloatArray | None = None,
         compile: bool = False,
     ) -> None:
-        if precision not in _FORCE_TOLERANCE:
+        if precision not in PRECISIONS:
             raise ValueError(f"Unknown precision {precision!r}; expected 'double' or 'mixed'.")
         if system.usesPeriodicBoundaryConditions():
             raise UnsupportedForce("The System has periodic boundary conditions; the torch backend knows no box.")
@@ -126,10 +100,12 @@ class TorchBackend:
         self.compile_seconds: float | None = None
         self.not_compiled: str | None = None
         about = lattice(self.n_atoms) if reference is None else np.asarray(reference, dtype=np.float64)
-        self.check: SelfCheck = self._compare(system, about)
+        self.check: SelfCheck = self._compared(system, about)
+        if self.parameters:
+            self._check_other_parameters(system, about)
         if compile:
             self._compile(about)
-            self.check = self._compare(system, about)
+            self.check = self._compared(system, about)
 
     def set_parameters(self, values: Mapping[str, float]) -> None:
         """Set global parameters of the forces.
@@ -188,7 +164,8 @@ class TorchBackend:
         return energies, gradients
 
     def term_energies(self, positions: torch.Tensor) -> torch.Tensor:
-        """Energies (n_terms, n) of each force by itself, differentiable, of positions (n, n_atoms, 3) on the device."""
+        """Energies (n_terms, n) of each force by itself, differentiable, of positions (n, n_atoms, 3)."""
+        positions = positions.to(self.device)
         return torch.stack([term(positions, self.parameters) for term in self.terms])
 
     @property
@@ -261,45 +238,23 @@ class TorchBackend:
             torch.cuda.empty_cache()
         return rows // 2
 
-    def _compare(self, system: openmm.System, reference: FloatArray) -> SelfCheck:
-        """Compare with OpenMM's Reference platform about a structure; raise where they differ."""
-        noise = np.random.default_rng(_SEED).normal(size=(len(_DISPLACEMENTS), self.n_atoms, 3))
-        batch = np.asarray(reference, dtype=np.float64) + np.array(_DISPLACEMENTS)[:, None, None] * noise
-        expected, expected_forces = _reference_energies(system, batch, self._indices)
-        energies = self.term_energies(torch.from_numpy(batch).to(self.device)).detach().cpu().numpy()
-        relative, absolute = _ENERGY_TOLERANCE[self.precision]
-        errors: dict[str, float] = {}
-        for term, found, true in zip(self.terms, energies, expected, strict=True):
-            finite = np.isfinite(true)
-            difference = np.abs(found[finite] - true[finite])
-            allowed = absolute + relative * np.abs(true[finite])
-            if not finite.any() or not (difference <= allowed).all():
-                raise BackendMismatch(
-                    f"The energy of the force {term.name!r} in torch is {found} kJ/mol in {len(found)} test structures "
-                    f"and {true} by OpenMM's Reference platform (allowed: {absolute:g} + {relative:g} of the energy). "
-                    "Use backend='openmm', and report the System."
-                )
-            errors[term.name] = max(errors.get(term.name, 0.0), float(difference.max()))
-        total, forces = self.evaluate(batch, with_forces=True)
-        finite = np.isfinite(expected_forces).all(axis=(1, 2)) & np.isfinite(expected).all(axis=0)
-        assert forces is not None
-        difference = np.abs(forces - expected_forces)[finite].max(axis=(1, 2))
-        size = np.abs(expected_forces)[finite].max(axis=(1, 2)) + 1e-3
-        if not (difference <= _FORCE_TOLERANCE[self.precision] * size).all():
-            raise BackendMismatch(
-                f"Energies agree, but the total forces in torch differ from those of OpenMM's Reference platform by "
-                f"{difference} kJ/mol/nm, where the largest force is {size}; forces: {', '.join(errors) or 'none'}. "
-                "Use backend='openmm', and report the System."
-            )
-        for found in (total, self.evaluate(batch, with_forces=False)[0]) if self._compiled is not None else ():
-            alone = energies.sum(0)
-            known = np.isfinite(alone)
-            if not (np.abs(found - alone)[known] <= (absolute + relative * np.abs(energies).sum(0))[known]).all():
-                raise BackendMismatch(
-                    f"The compiled energy is {found} kJ/mol and that of the single forces {alone} kJ/mol. "
-                    "Use compile=False, and report the System and the version of torch."
-                )
-        return SelfCheck(errors, float((difference / size).max(initial=0.0)))
+    def _compared(self, system: openmm.System, about: FloatArray) -> SelfCheck:
+        """What the comparison with OpenMM about a structure finds."""
+        check = compare(self, system, self._indices, about)
+        if self._compiled is not None:
+            compare_compiled(self, about)
+        return check
+
+    def _check_other_parameters(self, system: openmm.System, about: FloatArray) -> None:
+        """Compare with every global parameter away from its default, inside [0, 1] where the default is there."""
+        defaults = dict(self.parameters)
+        self.parameters = {
+            name: 0.25 + 0.5 * value if 0.0 <= value <= 1.0 else 1.05 * value for name, value in defaults.items()
+        }
+        try:
+            compare(self, system, self._indices, about, may_be_infinite=True)
+        finally:
+            self.parameters = defaults
 
 
 class EnergyBackend(Protocol):
@@ -365,30 +320,6 @@ def usable_device(device: str | torch.device) -> torch.device:
     if (found.index or 0) >= count:
         raise ValueError(f"The device {device!r} was asked for, and torch sees {count} CUDA devices. Use 'cpu'.")
     return found
-
-
-def _reference_energies(system: openmm.System, batch: FloatArray, indices: list[int]) -> tuple[FloatArray, FloatArray]:
-    """Energies (n_forces, n) of single forces, and total forces (n, n_atoms, 3), on the Reference platform."""
-    alone = copy.deepcopy(system)
-    for force in alone.getForces():
-        force.setForceGroup(0)
-    energies = np.empty((len(indices), len(batch)))
-    total = np.zeros(batch.shape)
-    for start in range(0, len(indices), _MOST_GROUPS):
-        some = indices[start : start + _MOST_GROUPS]
-        for group, index in enumerate(some, start=1):
-            alone.getForce(index).setForceGroup(group)
-        platform = openmm.Platform.getPlatformByName("Reference")
-        context = openmm.Context(alone, openmm.VerletIntegrator(0.001), platform)
-        for row, positions in enumerate(batch):
-            context.setPositions(positions)
-            for group in range(1, len(some) + 1):
-                state = context.getState(getEnergy=True, getForces=True, groups={group})
-                energies[start + group - 1, row] = state.getPotentialEnergy()._value
-                total[row] += state.getForces(asNumpy=True)._value
-        for index in some:
-            alone.getForce(index).setForceGroup(0)
-    return energies, total
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
