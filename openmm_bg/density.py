@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import openmm
     import openmm.app
+    from openmm import unit
+    from torch import Tensor
 
 FloatArray = NDArray[np.float64]
 
@@ -92,4 +94,18 @@ class LatentDensity(ProposalDensity, Protocol):
 
     def from_latent(self, latents: FloatArray) -> FloatArray:
         """Configurations in nm of latents, shape (n, n_dof) to (n, n_atoms, 3)."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableDensity(ProposalDensity, Protocol):
+    """A proposal density meant for one temperature, with a gradient: what a Force or a path to it is made from."""
+
+    @property
+    def temperature(self) -> unit.Quantity:
+        """The temperature that the density is meant for."""
+        ...
+
+    def log_prob_tensor(self, positions: Tensor) -> Tensor:
+        """`log_prob` as a differentiable function of a float64 tensor in nm, shape (n, n_atoms, 3) to (n,)."""
         ...

@@ -203,7 +203,31 @@ class BoltzmannGenerator:
         log p(q) - log J(q) - 1/2 ln det Z(q) (docs: theory, "The measure"), in units of nm^-(3 n_atoms - 6). It is
         -inf off the support: at degenerate or non-finite coordinates.
         """
-        return self._in_chunks(positions, lambda x: self._encode(x)[1])
+        return self._in_chunks(positions, self.log_prob_tensor)
+
+    def log_prob_tensor(self, positions: Tensor) -> Tensor:
+        """`log_prob` as a differentiable function of a tensor, shape (n, n_atoms, 3) nm to (n,).
+
+        Its gradient is finite wherever `log_prob` is; a configuration off the support has -inf and a NaN gradient, and
+        spoils no other configuration of the batch.
+
+        Parameters
+        ----------
+        positions : Tensor, float64, on the generator's `device`
+
+        Raises
+        ------
+        ValueError
+            For another shape, precision or device.
+        """
+        if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3):
+            raise ValueError(f"Positions have shape {tuple(positions.shape)}; expected (n, {self.n_atoms}, 3) in nm.")
+        if positions.dtype != torch.float64 or positions.device != self.device:
+            raise ValueError(
+                f"Positions are {positions.dtype} on {positions.device}; expected torch.float64 on {self.device}, where "
+                "the generator is."
+            )
+        return self._encode(positions)[1]
 
     @property
     def is_consistent(self) -> bool:
