@@ -224,8 +224,8 @@ class BoltzmannGenerator:
             raise ValueError(f"Positions have shape {tuple(positions.shape)}; expected (n, {self.n_atoms}, 3) in nm.")
         if positions.dtype != torch.float64 or positions.device != self.device:
             raise ValueError(
-                f"Positions are {positions.dtype} on {positions.device}; expected torch.float64 on {self.device}, where "
-                "the generator is."
+                f"Positions are {positions.dtype} on {positions.device}; expected torch.float64 on {self.device}, "
+                "where the generator is."
             )
         return self._encode(positions)[1]
 
