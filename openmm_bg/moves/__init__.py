@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from openmm_bg.moves.annealed import Annealed, AnnealedScan
 from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.move import BoltzmannGeneratorMove, observe_scans
-from openmm_bg.moves.registry import register
+from openmm_bg.registry import register
 
-__all__ = ["BoltzmannGeneratorMove", "Independence", "Scan", "observe_scans", "register"]
+__all__ = [
+    "Annealed",
+    "AnnealedScan",
+    "BoltzmannGeneratorMove",
+    "Independence",
+    "LatentHMC",
+    "LatentLangevin",
+    "Scan",
+    "observe_scans",
+    "register",
+]

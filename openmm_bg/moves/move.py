@@ -24,9 +24,10 @@ from openmmtools.states import SamplerState, ThermodynamicState
 from openmm_bg.density import FloatArray, ProposalDensity
 from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
 from openmm_bg.moves.independence import Independence, Scan
+from openmm_bg.moves.kernel import Kernel, restored_kernel, stored_options
 from openmm_bg.moves.pose import align, check_energy_invariance, check_free_pose, particle_masses
-from openmm_bg.moves.registry import import_class, qualified_name, reference, register, resolve
 from openmm_bg.potentials import TorchBackend
+from openmm_bg.registry import import_class, qualified_name, reference, register, resolve
 
 ScanObserver = Callable[[Scan, ThermodynamicState], None]
 
@@ -76,7 +77,7 @@ class BoltzmannGeneratorMove(MCMCMove):
     generator : ProposalDensity
         A `BoltzmannGenerator`, or any normalised density. Save it to a file to make stored simulations resumable in
         another process.
-    kernel : Independence
+    kernel : Independence or Annealed
         How proposals are made and judged.
     energies : {"openmm", "torch"}
         What evaluates the potential energies of a scan: the Context of the thermodynamic state, one configuration
@@ -122,14 +123,14 @@ class BoltzmannGeneratorMove(MCMCMove):
         self,
         generator: ProposalDensity,
         *,
-        kernel: Independence | None = None,
+        kernel: Kernel | None = None,
         energies: Literal["openmm", "torch"] = "openmm",
         seed: int | None = None,
     ) -> None:
         super().__init__()
         register(generator)
         self.generator = generator
-        self.kernel = Independence() if kernel is None else kernel
+        self.kernel: Kernel = Independence() if kernel is None else kernel
         self.energies = _known_backend(energies)
         self.seed = None if seed is None else int(seed)
         self.reset_statistics()
@@ -169,7 +170,7 @@ class BoltzmannGeneratorMove(MCMCMove):
         def place(positions: FloatArray) -> FloatArray:
             return align(positions, current, masses) if self.generator.pose == "invariant" else positions
 
-        scan = self.kernel.scan(self.generator, current, place, energies.reduced_potential, self._random())
+        scan = self.kernel.scan(self.generator, current, place, energies, self._random())
 
         final = int(scan.chain[-1])
         if final == 0:
@@ -205,7 +206,7 @@ class BoltzmannGeneratorMove(MCMCMove):
     def __getstate__(self) -> dict[str, Any]:
         return {
             "generator": reference(self.generator),
-            "kernel": {"class": qualified_name(type(self.kernel)), **dataclasses.asdict(self.kernel)},
+            "kernel": stored_options(self.kernel),
             "energies": self.energies,
             "seed": self.seed,
             "statistics": self.statistics,
@@ -216,11 +217,7 @@ class BoltzmannGeneratorMove(MCMCMove):
         if missing:
             raise ValueError(f"The stored state of a generator move lacks {sorted(missing)}: the storage is damaged.")
         self.generator = resolve(state["generator"])
-        options = dict(state["kernel"])
-        kernel_class = import_class(options.pop("class"))
-        if not issubclass(kernel_class, Independence):
-            raise ValueError(f"The stored generator move names {kernel_class} as its kernel, which is none.")
-        self.kernel = kernel_class(**options)
+        self.kernel = restored_kernel(state["kernel"])
         self.energies = _known_backend(state.get("energies", "openmm"))
         self.seed = state.get("seed")
         self.statistics = state.get("statistics", {})
