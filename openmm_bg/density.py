@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import openmm
     import openmm.app
+    import torch
     from openmm import unit
     from torch import Tensor
 
@@ -94,6 +95,30 @@ class LatentDensity(ProposalDensity, Protocol):
 
     def from_latent(self, latents: FloatArray) -> FloatArray:
         """Configurations in nm of latents, shape (n, n_dof) to (n, n_atoms, 3)."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableLatentDensity(LatentDensity, Protocol):
+    """A latent density whose map has a gradient, with a base that is uniform on circles and standard normal else."""
+
+    @property
+    def n_dof(self) -> int:
+        """Number of latents."""
+        ...
+
+    @property
+    def n_circles(self) -> int:
+        """Number of latents that are angles in [-pi, pi); they come first."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors have to be."""
+        ...
+
+    def from_latent_tensor(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (n, n_atoms, 3) in nm and log density (n,) of float64 latents (n, n_dof), differentiable."""
         ...
 
 

@@ -256,6 +256,27 @@ class BoltzmannGenerator:
         """
         return self._decoded(latents)[0]
 
+    @property
+    def n_circles(self) -> int:
+        """Number of latents that are angles: the first ones of `to_latent`."""
+        return self.features.n_circular
+
+    def from_latent_tensor(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions and log density of latents as differentiable functions of a tensor.
+
+        Parameters
+        ----------
+        latents : Tensor, shape (n, n_dof), float64, on the generator's `device`
+            Circles in [-pi, pi).
+
+        Returns
+        -------
+        positions : Tensor, shape (n, n_atoms, 3), nm
+        log_prob : Tensor, shape (n,)
+            As `log_prob` of the positions, by the forward pass.
+        """
+        return self._decode(latents)
+
     def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
         """Raise ValueError, saying why, unless the generator can be used for this System and Topology.
 

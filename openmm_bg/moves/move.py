@@ -27,7 +27,7 @@ from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.kernel import Kernel, restored_kernel, stored_options
 from openmm_bg.moves.pose import align, check_energy_invariance, check_free_pose, particle_masses
 from openmm_bg.potentials import TorchBackend
-from openmm_bg.registry import import_class, qualified_name, reference, register, resolve
+from openmm_bg.registry import reference, register, resolve
 
 ScanObserver = Callable[[Scan, ThermodynamicState], None]
 
