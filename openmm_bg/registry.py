@@ -94,8 +94,8 @@ def resolve(stored: dict[str, Any]) -> ProposalDensity:
         ) from error
     if density.content_hash != content_hash:
         raise ValueError(
-            f"{path} holds another density (content hash {density.content_hash}) than the stored move or Force was made "
-            f"with: it was trained or replaced since. {remedy}"
+            f"{path} holds another density (content hash {density.content_hash}) than the stored move or Force was "
+            f"made with: it was trained or replaced since. {remedy}"
         )
     register(density)
     return density
