@@ -82,7 +82,8 @@ class ConditionalAffine(nn.Module):
             white = torch.linalg.solve_triangular(colouring, values - mean, upper=False) - shift
             # a traced function can be stored only if it holds no Python: there autograd's own gradient has to do
             system = (log_diagonal.exp(), below, white, rows, columns)
-            parts.append(_solve(*system)[0] if torch.jit.is_tracing() else _Solve.apply(*system))
+            tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+            parts.append(_solve(*system)[0] if tracing else _Solve.apply(*system))
             log_det = log_det - log_diagonal.sum(0) - colouring.diagonal().log().sum()
         return torch.cat(parts), log_det
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from openmm_bg.potentials.density_force import flow_force
 from openmm_bg.potentials.platforms import PlatformChoice, available_platforms, choose_platform
 from openmm_bg.potentials.system_potential import SystemPotential
 from openmm_bg.potentials.torch_backend import BackendMismatch, TorchBackend
@@ -15,4 +16,5 @@ __all__ = [
     "UnsupportedForce",
     "available_platforms",
     "choose_platform",
+    "flow_force",
 ]
