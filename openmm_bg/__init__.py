@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
     from openmm_bg.moves import BoltzmannGeneratorMove, Independence
-    from openmm_bg.potentials import SystemPotential
+    from openmm_bg.moves.bridge import bridge
+    from openmm_bg.potentials import SystemPotential, flow_force
     from openmm_bg.training import Stage, TrainingHistory, train
 
 __version__ = version("openmm-bg")
@@ -32,6 +33,8 @@ _HOMES = {
     "SystemPotential": "potentials",
     "TrainingHistory": "training",
     "Weights": "analysis",
+    "bridge": "moves",
+    "flow_force": "potentials",
     "reweight": "analysis",
     "train": "training",
 }
@@ -48,6 +51,8 @@ __all__ = [
     "SystemPotential",
     "TrainingHistory",
     "Weights",
+    "bridge",
+    "flow_force",
     "reweight",
     "train",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -30,30 +31,43 @@ class FlowEnergy:
 
     Parameters
     ----------
-    density : DifferentiableDensity
     stored : dict
-        Where a process that has not loaded it finds it: its `openmm_bg.registry.reference`.
+        Where the density is found: its `openmm_bg.registry.reference`. It is looked for at the first evaluation,
+        because an error while OpenMM reads XML ends the process.
     scale : {"temperature", "bridge"}
         What u_flow is multiplied with: kT of the density's own temperature, or (1 - lambda) kT with the lambda and the
         temperature that the Context of a bridged System has.
     """
 
-    def __init__(self, density: DifferentiableDensity, stored: dict[str, str | None], scale: Scale) -> None:
-        self._density = copy.deepcopy(density)
+    def __init__(self, stored: dict[str, str | None], scale: Scale) -> None:
         self._stored = stored
         self._scale = scale
-        self._kT = kB * density.temperature.value_in_unit(unit.kelvin)
         self._last: tuple[FloatArray, float, FloatArray] | None = None
+
+    @cached_property
+    def density(self) -> DifferentiableDensity:
+        """The density, a copy of its own.
+
+        Raises
+        ------
+        ValueError
+            If it is neither known to this process nor in its file.
+        """
+        density = resolve(self._stored)
+        if not isinstance(density, DifferentiableDensity):
+            raise ValueError(f"{self._stored['class']} has no log_prob_tensor, which a Force is made from.")
+        return copy.deepcopy(density)
 
     def __call__(self, state: openmm.State) -> tuple[float, FloatArray]:
         """Energy in kJ/mol, and forces in kJ/mol/nm, of a State with positions and parameters."""
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-        factor = self._kT
         if self._scale == "bridge":
             parameters = state.getParameters()
             factor = (1.0 - parameters[LAMBDA]) * kB * parameters[TEMPERATURE]
             if factor == 0.0:  # the target itself costs no pass through the flow
                 return 0.0, np.zeros_like(positions)
+        else:
+            factor = kB * self.density.temperature.value_in_unit(unit.kelvin)
         # replica exchange evaluates one configuration at every lambda in turn
         if self._last is None or not np.array_equal(self._last[0], positions):
             self._last = (positions.copy(), *self._evaluate(positions))
@@ -65,23 +79,20 @@ class FlowEnergy:
 
     def _evaluate(self, positions: FloatArray) -> tuple[float, FloatArray]:
         """u_flow and its gradient in 1/nm; a plateau without force where one of them is not finite."""
-        n_atoms = self._density.n_atoms
+        n_atoms = self.density.n_atoms
         if len(positions) != n_atoms:
             raise ValueError(
                 f"The System has {len(positions)} particles, the generator is one of {n_atoms} atoms. Use the System "
                 "that the generator was made for."
             )
-        device = getattr(self._density, "device", torch.device("cpu"))
+        device = getattr(self.density, "device", torch.device("cpu"))
         x = torch.tensor(positions, device=device)[None].requires_grad_(True)
         with torch.enable_grad():
-            reduced = -self._density.log_prob_tensor(x)[0]
+            reduced = -self.density.log_prob_tensor(x)[0]
             (gradient,) = torch.autograd.grad(reduced, x)
         if not (torch.isfinite(reduced) and torch.isfinite(gradient).all()):
             return OFF_SUPPORT, np.zeros_like(positions)
         return reduced.item(), np.asarray(gradient[0].cpu().numpy(), dtype=np.float64)
-
-
-_energies: dict[tuple[str, str, Scale], FlowEnergy] = {}  # OpenMM unpickles at every copy of a System
 
 
 def python_force(density: DifferentiableDensity, scale: Scale = "temperature") -> openmm.PythonForce:
@@ -98,21 +109,21 @@ def python_force(density: DifferentiableDensity, scale: Scale = "temperature") -
             "The generator has not been saved to a file since it was made or last trained, and a Force is stored with "
             "its System as the name of that file. Call generator.save(path) first, and leave the file there."
         )
-    key = (register(density), path, scale)
-    if key not in _energies:
-        _energies[key] = FlowEnergy(density, reference(density), scale)
-    force = openmm.PythonForce(_energies[key])
+    register(density)
+    stored = reference(density)
+    energy = _restore(stored["content_hash"], path, stored["class"], scale)
+    _ = energy.density  # taken now, before anything trains it further
+    force = openmm.PythonForce(energy)
     force.setName("FlowForce")
     return force
 
 
-def _restore(content_hash: str, path: str, density_class: str, scale: Scale) -> FlowEnergy:
-    """Return the function of a stored Force; raises ValueError where its density cannot be found."""
+_energies: dict[tuple[str | None, str, Scale], FlowEnergy] = {}  # OpenMM unpickles at every copy of a System
+
+
+def _restore(content_hash: str | None, path: str, density_class: str | None, scale: Scale) -> FlowEnergy:
+    """Return the function of a stored Force."""
     key = (content_hash, path, scale)
     if key not in _energies:
-        stored: dict[str, str | None] = {"content_hash": content_hash, "path": path, "class": density_class}
-        density = resolve(stored)
-        if not isinstance(density, DifferentiableDensity):
-            raise ValueError(f"{density_class} has no log_prob_tensor and temperature, which a Force is made from.")
-        _energies[key] = FlowEnergy(density, stored, scale)
+        _energies[key] = FlowEnergy({"content_hash": content_hash, "path": path, "class": density_class}, scale)
     return _energies[key]
