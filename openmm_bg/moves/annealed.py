@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmm_bg.density import DifferentiableLatentDensity, FloatArray, ProposalDensity
+from openmm_bg.moves.coupling import CoupledLangevin
 from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Independence, Scan, metropolis_chain
-from openmm_bg.moves.propagation import LatentHMC, LatentPropagation, LatentTarget
+from openmm_bg.moves.propagation import LatentHMC, LatentPropagation, Latents, LatentTarget
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,25 @@ class AnnealedScan(Scan):
     fraction_propagated: float
 
 
+class LatentPaths(NamedTuple):
+    """Paths between the generator and the target.
+
+    Attributes
+    ----------
+    first, last : Latents
+        Where each path was begun, and where it arrived.
+    work : ndarray, shape (n,)
+        Reduced work of the path on the way up, also where it was made on the way down.
+    fraction_propagated : float
+        Accepted part of the steps of propagation.
+    """
+
+    first: Latents
+    last: Latents
+    work: FloatArray
+    fraction_propagated: float
+
+
 @dataclass(frozen=True)
 class Annealed:
     """A scan of nonequilibrium candidates: each proposal is drawn from the generator and relaxed towards the target.
@@ -48,8 +70,8 @@ class Annealed:
         Proposals per application of the move.
     n_steps : int
         Steps of propagation of each path.
-    propagation : LatentHMC or LatentLangevin
-        What moves configurations between the changes of level.
+    propagation : LatentHMC, LatentLangevin or CoupledLangevin
+        What moves configurations between the changes of level; the last for a solute in explicit solvent.
     power : float
         Level j is (j / (n_steps + 1))^power. Configurations of a generator that overlaps little with the target have
         large energies, and want small first levels: a power above one.
@@ -67,7 +89,7 @@ class Annealed:
 
     n_proposals: int = 64
     n_steps: int = 16
-    propagation: LatentPropagation = field(default_factory=LatentHMC)
+    propagation: LatentPropagation | CoupledLangevin = field(default_factory=LatentHMC)
     power: float = 3.0
 
     def __post_init__(self) -> None:
@@ -109,8 +131,13 @@ class Annealed:
         Raises
         ------
         ValueError
-            If the density has no differentiable latents.
+            If the density has no differentiable latents, or the propagation is that of a solute in solvent.
         """
+        if isinstance(self.propagation, CoupledLangevin):
+            raise ValueError(
+                "CoupledLangevin couples a solute to its solvent: give the move the solute's atoms as atom_subset, or "
+                "use LatentHMC for a molecule by itself."
+            )
         if self.n_steps == 0:
             return Independence(self.n_proposals).scan(density, current, place, energies, rng)
         if not isinstance(density, DifferentiableLatentDensity):
@@ -123,51 +150,67 @@ class Annealed:
         on_support = bool(np.isfinite(z[0]).all())
         if not on_support:
             z[0] = 0.0  # any that are finite: its path is not used
-        start = target.evaluate(z)
-        velocity = rng.standard_normal(z.shape)
-        sign = np.ones(len(z))
-        sign[0] = -1.0  # the path of row 0 is made backwards: the integrator's work counts the other way
+        paths = self.paths(target, z, np.arange(len(z)) == 0, rng)
+        first, last = paths.first, paths.last
 
-        changes, levels = self._protocol()
-        with np.errstate(invalid="ignore"):
-            work = changes[0] * start.phi
-            latents, n_accepted = start, 0
-            for level, change in zip(levels, changes[1:], strict=True):
-                step = self.propagation.propagate(latents, velocity, level, target, rng)
-                latents, velocity = step.latents, step.velocity
-                work = work + sign * step.shadow_work + change * latents.phi
-                n_accepted += int(step.accepted.sum())
-
-        positions, potential, log_prob = (
-            np.concatenate([first[:1], last[1:]])
-            for first, last in (
-                (current[None], latents.positions),
-                (start.reduced_potential, latents.reduced_potential),
-                (start.log_prob, latents.log_prob),
-            )
-        )
+        positions = np.concatenate([current[None], last.positions[1:]])
+        potential = np.append(first.reduced_potential[0], last.reduced_potential[1:])
+        log_prob = np.append(first.log_prob[0] if on_support else -np.inf, last.log_prob[1:])
         proposed = np.isfinite(positions).all(axis=(1, 2))
         proposed[0] = False
         positions[proposed] = place(positions[proposed])
-        log_weight = np.where(np.isfinite(work), self._log_weight(work), -np.inf)
-        if not on_support:
-            log_prob[0] = -np.inf
-        if not on_support or (np.isfinite(start.phi[0]) and not np.isfinite(work[0])):
+        log_weight = np.where(np.isfinite(paths.work), self._log_weight(paths.work), -np.inf)
+        if not on_support or (np.isfinite(first.phi[0]) and not np.isfinite(paths.work[0])):
             log_weight[0] = np.inf  # no path up could have been the mirror image of this one
-        chain = metropolis_chain(log_weight, rng)
-        fraction = n_accepted / (len(levels) * len(z))
         return AnnealedScan(
-            positions, potential, log_prob, log_weight, chain, target.n_evaluations, fraction_propagated=fraction
+            positions,
+            potential,
+            log_prob,
+            log_weight,
+            metropolis_chain(log_weight, rng),
+            n_evaluations=target.n_evaluations,
+            fraction_propagated=paths.fraction_propagated,
         )
 
-    def _protocol(self) -> tuple[FloatArray, FloatArray]:
-        """Changes of level, shape (n_steps + 1, K + 1), and the levels of propagation between them, (n_steps, K + 1).
+    def paths(
+        self, target: LatentTarget, z: FloatArray, down: NDArray[np.bool_], rng: np.random.Generator
+    ) -> LatentPaths:
+        """Make one path from each latent, shape (n, n_dof): up from draws of the base, down from samples of the target.
 
-        Row 0 goes down; its changes are given as on the way up.
+        Parameters
+        ----------
+        target : LatentTarget
+        z : ndarray, shape (n, n_dof)
+        down : ndarray of bool, shape (n,)
+            Paths from level 1 to level 0.
+        rng : numpy.random.Generator
         """
-        up, changes = self.levels, np.diff(self.levels)
-        columns = [0] + [1] * self.n_proposals
-        return np.stack([changes[::-1], changes], 1)[:, columns], np.stack([up[-2:0:-1], up[1:-1]], 1)[:, columns]
+        first = latents = target.evaluate(z)
+        velocity = rng.standard_normal(z.shape)
+        sign = np.where(down, -1.0, 1.0)  # a path that is made backwards has the work of the way up
+        changes, levels = self._protocol(down)
+        propagation = self.propagation
+        assert not isinstance(propagation, CoupledLangevin)
+        n_accepted = 0
+        with np.errstate(invalid="ignore"):
+            work = changes[0] * first.phi
+            for level, change in zip(levels, changes[1:], strict=True):
+                step = propagation.propagate(latents, velocity, level, target, rng)
+                latents, velocity = step.latents, step.velocity
+                work = work + sign * step.shadow_work + change * latents.phi
+                n_accepted += int(step.accepted.sum())
+        return LatentPaths(first, latents, work, n_accepted / (len(levels) * len(z)))
+
+    def _protocol(self, down: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+        """Changes of level, shape (n_steps + 1, n), and the levels of propagation between them, (n_steps, n).
+
+        The changes of paths down are given as on the way up.
+        """
+        levels, changes = self.levels, np.diff(self.levels)
+        return (
+            np.where(down, changes[::-1, None], changes[:, None]),
+            np.where(down, levels[-2:0:-1, None], levels[1:-1, None]),
+        )
 
     def _log_weight(self, work: FloatArray) -> FloatArray:
         return -work
