@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
-    from openmm_bg.moves import BoltzmannGeneratorMove, Independence
-    from openmm_bg.moves.bridge import bridge
+    from openmm_bg.moves import BoltzmannGeneratorMove, Independence, bridge
     from openmm_bg.potentials import SystemPotential, flow_force
     from openmm_bg.training import Stage, TrainingHistory, train
 
