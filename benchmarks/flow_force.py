@@ -1,6 +1,7 @@
 """Cost of a step of dynamics on the flow, by backend, and of a bridged System at its ends.
 
-Every line is measured in turns with the others, so that their ratios hold on a busy machine. TorchForce needs an
+Times are those of the processor, on one thread, and every line is measured in turns with the others, so that their
+ratios hold on a busy machine. TorchForce needs an
 environment with openmmtorch (`make test-torchforce` makes one); where there is none, its line is left out.
 
     OMP_NUM_THREADS=1 python -m benchmarks.flow_force --output benchmarks/results/flow_force.json
@@ -12,6 +13,7 @@ import argparse
 import copy
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import openmm
@@ -72,6 +74,7 @@ def main() -> None:
         times = interleave(
             {name: lambda one=integrator: one.step(N_STEPS) for name, integrator in integrators.items()},
             arguments.rounds,
+            clock=time.process_time,
         )
     cost = {name: microseconds(times, name, N_STEPS) for name in integrators}
     for name, value in cost.items():
@@ -79,7 +82,7 @@ def main() -> None:
     if reason is not None:
         print(reason)
     if arguments.output:
-        result = {"molecule": "alanine dipeptide, 22 atoms", "us_per_step": cost, "machine": machine()}
+        result = {"molecule": "alanine dipeptide, 22 atoms", "cpu_us_per_step": cost, "machine": machine()}
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
