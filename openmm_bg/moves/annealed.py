@@ -199,7 +199,8 @@ class Annealed:
                 latents, velocity = step.latents, step.velocity
                 work = work + sign * step.shadow_work + change * latents.phi
                 n_accepted += int(step.accepted.sum())
-        return LatentPaths(first, latents, work, n_accepted / (len(levels) * len(z)))
+        n_tried = len(levels) * len(z)
+        return LatentPaths(first, latents, work, n_accepted / n_tried if n_tried else 1.0)
 
     def _protocol(self, down: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
         """Changes of level, shape (n_steps + 1, n), and the levels of propagation between them, (n_steps, n).

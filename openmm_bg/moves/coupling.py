@@ -82,11 +82,20 @@ class Coupling:
         In kJ/mol.
     seed : int
         Positive, of the integrator's noise.
+    frame : ndarray, shape (n_atoms, 3)
+        A fixed shape of the solute, by superposition on which its orientation is measured.
     """
 
     def __init__(
-        self, target: openmm.Context, atoms: Sequence[int], propagation: CoupledLangevin, kT: float, seed: int
+        self,
+        target: openmm.Context,
+        atoms: Sequence[int],
+        propagation: CoupledLangevin,
+        kT: float,
+        seed: int,
+        frame: FloatArray,
     ) -> None:
+        self.frame = frame
         system = coupled_system(target.getSystem(), atoms)
         self.masses = np.array(
             [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]

@@ -291,7 +291,8 @@ class BoltzmannGeneratorMove(MCMCMove):
         if coupling is None:
             self.generator.check(solute_system(context.getSystem(), self.atom_subset))
             seed = int(rng.integers(1, _MAX_SEED))
-            made = Coupling(context, self.atom_subset, self._coupled, energies.kT, seed)
+            frame = self.generator.sample(1, rng=0).positions[0]
+            made = Coupling(context, self.atom_subset, self._coupled, energies.kT, seed, frame)
             coupling = self._couplings.setdefault(context, made)
         sampler_state.apply_to_context(context)
         coupling.follow(context, energies.kT)

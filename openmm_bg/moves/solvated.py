@@ -136,8 +136,7 @@ class SolvatedPaths:
         if self.density.pose == "absolute" or not len(shapes):
             return shapes
         weights = self.coupling.masses[self.atoms]
-        fixed = self.density.sample(1, rng=0).positions[0]
-        turns, centres, _ = superposition(np.concatenate([solute[None], shapes]), fixed, weights)
+        turns, centres, _ = superposition(np.concatenate([solute[None], shapes]), self.coupling.frame, weights)
         posed: FloatArray = (shapes - centres[1:, None]) @ turns[1:] @ turns[0].T + centres[0]
         return posed
 
