@@ -146,6 +146,15 @@ def test_off_the_support_is_a_finite_plateau_without_force(backend: str, tmp_pat
         np.testing.assert_array_equal(forces, 0.0)
 
 
+def test_positions_that_are_no_numbers_have_no_energy(tmp_path: Path) -> None:
+    generator = saved(scrambled(RIGID_TRIMER), tmp_path)
+    positions = generator.sample(1, rng=5).positions[0]
+    positions[0, 0] = np.nan
+    energy, _ = torch_force.traced_force(generator)(torch.tensor(positions))
+    assert torch.isnan(energy)
+    assert np.isnan(energy_and_forces(reference_context(system_of(RIGID_TRIMER, generator)), positions)[0])
+
+
 # ------------------------------------------------------------------------------------------------------------- dynamics
 
 

@@ -24,7 +24,8 @@ def flow_force(generator: Any, *, backend: Literal["auto", "python", "torchforce
     1 nm^-(3 n_atoms - 6). It does not depend on the pose.
 
     Where the density is zero or its gradient is not finite - coincident atoms, an angle of exactly 180 degrees - the
-    energy is a plateau of 1e6 kT0 without force. Dynamics does not come there: u_flow grows without bound before.
+    energy is a plateau of 1e6 kT0 without force. Dynamics does not come there: u_flow grows without bound before. Only
+    positions that are not finite numbers have the energy NaN.
 
     Parameters
     ----------

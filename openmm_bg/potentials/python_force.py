@@ -90,6 +90,8 @@ class FlowEnergy:
         with torch.enable_grad():
             reduced = -self.density.log_prob_tensor(x)[0]
             (gradient,) = torch.autograd.grad(reduced, x)
+        if not np.isfinite(positions).all():  # a blown-up integrator, which nobody shall take for a plateau
+            return np.nan, np.full_like(positions, np.nan)
         if not (torch.isfinite(reduced) and torch.isfinite(gradient).all()):
             return OFF_SUPPORT, np.zeros_like(positions)
         return reduced.item(), np.asarray(gradient[0].cpu().numpy(), dtype=np.float64)

@@ -113,6 +113,8 @@ class _Force(nn.Module):
         finite = torch.isfinite(reduced) & torch.isfinite(gradient).all()
         energy = torch.where(finite, self.kT * reduced.detach(), torch.full_like(reduced, self.plateau))
         forces = torch.where(finite, -self.kT * gradient[0], torch.zeros_like(gradient[0]))
+        lost = torch.where(torch.isfinite(positions).all(), 0.0, torch.nan).to(energy)  # a blown-up integrator
+        energy, forces = energy + lost, forces + lost
         return energy.to(positions.device), forces.to(positions.device, positions.dtype)
 
 
