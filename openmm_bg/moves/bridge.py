@@ -126,7 +126,7 @@ def bridge(system: openmm.System, generator: Any) -> BridgedSystem:
     energy and a source of independent samples, so a ladder of lambdas turns a generator that overlaps too little with
     the target into neighbours that do.
 
-    At lambda = 1 the flow is not evaluated: a step costs what it costs in the target. Force groups of the target are
+    At lambda = 1 the flow is not evaluated, at every other lambda it is, at each step. Force groups of the target are
     merged into one, and its own global parameters can be set in a Context but not found by openmmtools.
 
     Parameters
