@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import (
     annealed,
+    annealed_water,
     coordinates,
     demo,
     efficiency,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "replica-exchange": replica_exchange_cost.run,
     "efficiency": efficiency.run,
     "annealed": annealed.run,
+    "annealed-water": annealed_water.run,
     "demo": demo.run,
     "populations": populations.run,
 }
