@@ -64,7 +64,7 @@ def reduced_and_gradient(generator: BoltzmannGenerator, positions: np.ndarray) -
 
 
 def dynamics(
-    system: openmm.System, starts: np.ndarray, *, n_frames: int, stride: int, timestep: float = 0.004
+    system: openmm.System, starts: np.ndarray, *, n_frames: int, stride: int, timestep: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames of one trajectory from each start, (n_starts, n_frames, n_atoms, 3), and their energies in kJ/mol."""
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 10.0, timestep)
