@@ -35,21 +35,21 @@ def water_box() -> tuple[openmm.System, unit.Quantity]:
 
 def run(options: Options) -> Table:
     """One proposal in each application, in turn with Langevin dynamics."""
-    n_scans, lengths = (1, (10,)) if options.quick else (10, (0, 100, 500))
+    n_scans, lengths = (1, (10,)) if options.quick else (6, (0, 50, 250))
     alone = peptide("ACE-ALA-NME", forcefield=FORCE_FIELD[:1])
     generator = generator_for(alone)
-    hot = simulate(alone, 400.0, n_steps=10_000 if options.quick else 100_000, stride=50, seed=1)
-    generator.fit(hot, max_steps=50 if options.quick else 600, progress=False)
+    hot = simulate(alone, 400.0, n_steps=10_000 if options.quick else 50_000, stride=50, seed=1)
+    generator.fit(hot, max_steps=50 if options.quick else 300, progress=False)
     system, positions = water_box()
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1.0, 0.002)
     simulation = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"})
     simulation.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(simulation, maxIterations=200)
-    integrator.step(10 if options.quick else 3000)
+    integrator.step(10 if options.quick else 1000)
     found = simulation.getState(positions=True, velocities=True)
     state = ThermodynamicState(system, TEMPERATURE * unit.kelvin)
     contexts = ContextCache(platform=openmm.Platform.getPlatformByName("CPU"))
-    dynamics = LangevinDynamicsMove(timestep=2.0 * unit.femtosecond, n_steps=10 if options.quick else 200)
+    dynamics = LangevinDynamicsMove(timestep=2.0 * unit.femtosecond, n_steps=10 if options.quick else 100)
     rows = []
     for n_steps in lengths:
         kernel = Annealed(1, n_steps, CoupledLangevin(0.002, 1.0), power=1.0)

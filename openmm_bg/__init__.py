@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
-    from openmm_bg.moves import BoltzmannGeneratorMove, Independence, bridge
+    from openmm_bg.moves import Annealed, BoltzmannGeneratorMove, Independence, bridge
     from openmm_bg.potentials import SystemPotential, flow_force
     from openmm_bg.training import Stage, TrainingHistory, train
 
 __version__ = version("openmm-bg")
 
 _HOMES = {
+    "Annealed": "moves",
     "BoltzmannGenerator": "generator",
     "BoltzmannGeneratorMove": "moves",
     "FlowConfig": "flows",
@@ -39,6 +40,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Annealed",
     "BoltzmannGenerator",
     "BoltzmannGeneratorMove",
     "FlowConfig",

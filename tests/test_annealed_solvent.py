@@ -102,7 +102,7 @@ def run_wells(kernel: Annealed, n_scans: int) -> tuple[float, BoltzmannGenerator
 STEPS = {"timestep": 0.03, "friction": 3.0}  # a sixth of the wells' angular period: shadow work matters
 
 
-@pytest.mark.parametrize("n_scans", [1500, pytest.param(8000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_scans", [4000, pytest.param(12000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh velocities", "carried velocities"])
 @pytest.mark.parametrize("n_proposals", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_bad_density_gives_the_exact_distribution(n_proposals: int, carried: bool, n_scans: int) -> None:
