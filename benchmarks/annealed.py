@@ -21,7 +21,7 @@ DATA_TEMPERATURE = 700.0
 
 def protocols(quick: bool) -> list[tuple[str, Annealed]]:
     """Name and kernel of each row."""
-    hmc = {f"HMC {step:g}": LatentHMC(step) for step in (0.1, 0.2)}
+    hmc = {f"HMC {step:g}": LatentHMC(step) for step in (0.1, 0.2, 0.3)}
     found = [("independence", Annealed(1, 0))]
     for n in (4,) if quick else (4, 16, 64):
         found += [(f"{name}, power {power:g}", Annealed(1, n, p, power)) for name, p in hmc.items() for power in (1, 3)]
@@ -48,7 +48,7 @@ def accepted(up: FloatArray, down: FloatArray) -> tuple[float, float]:
 
 def run(options: Options) -> Table:
     """Paths up from draws, and paths down from structures of molecular dynamics at the target's temperature."""
-    n_up, n_down, n_fit = (16, 8, 50) if options.quick else (128, 48, 300)
+    n_up, n_down, n_fit = (16, 8, 50) if options.quick else (256, 64, 600)
     molecule = alanine()
     generator = generator_for(molecule)
     n_steps = 10_000 if options.quick else 100_000
@@ -61,7 +61,7 @@ def run(options: Options) -> Table:
     context.setVelocitiesToTemperature(TEMPERATURE, 1)
     frames = []
     for _ in range(n_down + 5):
-        context.getIntegrator().step(200 if options.quick else 1000)
+        context.getIntegrator().step(200 if options.quick else 2000)
         frames.append(context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer))
     target = LatentTarget(generator, ContextEnergies(context, state.kT.value_in_unit(unit.kilojoule_per_mole)))
     latents = generator.to_latent(np.array(frames[5:]))
@@ -82,7 +82,9 @@ def run(options: Options) -> Table:
                 "energies / proposal": cost,
                 "accepted": fraction,
                 "error": error,
-                "dissipated work (up + down) / kT": float(np.median(paths.work[~down]) - np.median(paths.work[down])),
+                "dissipated work (up + down) / kT": float(
+                    np.nanmedian(paths.work[~down]) - np.nanmedian(paths.work[down])
+                ),
                 "accepted / 1000 energies": 1000.0 * fraction / cost,
                 "against independence": fraction / cost / first,
             }

@@ -90,7 +90,7 @@ class Annealed:
     n_proposals: int = 64
     n_steps: int = 16
     propagation: LatentPropagation | CoupledLangevin = field(default_factory=LatentHMC)
-    power: float = 3.0
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("n_proposals", 1), ("n_steps", 0)):

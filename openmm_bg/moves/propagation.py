@@ -170,7 +170,7 @@ class LatentHMC:
     Stoch. Process. Appl. 121, 2201 (2011).
     """
 
-    step: float = 0.2
+    step: float = 0.3
     n_leapfrog: int = 1
 
     def __post_init__(self) -> None:
