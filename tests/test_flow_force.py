@@ -181,7 +181,7 @@ def test_dynamics_on_the_flow_alone_samples_its_own_distribution(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mutant", "n_starts"), [(WithoutJacobian, 40), (WithoutMetric, 260)])
+@pytest.mark.parametrize(("mutant", "n_starts"), [(WithoutJacobian, 40), (WithoutMetric, 320)])
 def test_dynamics_without_jacobian_or_metric_fails(
     mutant: type[BoltzmannGenerator], n_starts: int, tmp_path: Path
 ) -> None:
