@@ -11,7 +11,19 @@ import time
 import warnings
 from pathlib import Path
 
-from benchmarks import coordinates, demo, efficiency, energies, flow, move, populations, replica_exchange_cost, splines
+from benchmarks import (
+    annealed,
+    annealed_water,
+    coordinates,
+    demo,
+    efficiency,
+    energies,
+    flow,
+    move,
+    populations,
+    replica_exchange_cost,
+    splines,
+)
 from benchmarks.molecules import Options
 from benchmarks.table import Table, describe, write
 from benchmarks.timing import machine
@@ -24,6 +36,8 @@ BENCHMARKS = {
     "move": move.run,
     "replica-exchange": replica_exchange_cost.run,
     "efficiency": efficiency.run,
+    "annealed": annealed.run,
+    "annealed-water": annealed_water.run,
     "demo": demo.run,
     "populations": populations.run,
 }

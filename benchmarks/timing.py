@@ -18,15 +18,20 @@ from openmm_bg.report.summary import versions
 Times = dict[str, NDArray[np.float64]]
 
 
-def interleave(functions: Mapping[str, Callable[[], Any]], repetitions: int) -> Times:
-    """Seconds of each function, shape (repetitions,), in rounds of all of them after one that does not count."""
+def interleave(
+    functions: Mapping[str, Callable[[], Any]], repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> Times:
+    """Seconds of each function, shape (repetitions,), in rounds of all of them after one that does not count.
+
+    `clock=time.process_time` leaves out what other processes take.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(repetitions + 1):
         for name, function in functions.items():
-            begin = time.perf_counter()
+            begin = clock()
             function()
             if round_ > 0:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(clock() - begin)
     return {name: np.array(values) for name, values in times.items()}
 
 

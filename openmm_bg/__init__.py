@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
-    from openmm_bg.moves import BoltzmannGeneratorMove, Independence
-    from openmm_bg.potentials import SystemPotential
+    from openmm_bg.moves import Annealed, BoltzmannGeneratorMove, Independence, bridge
+    from openmm_bg.potentials import SystemPotential, flow_force
     from openmm_bg.training import FlowMap, Stage, TrainingHistory, train, train_map
 
 __version__ = version("openmm-bg")
 
 _HOMES = {
+    "Annealed": "moves",
     "BoltzmannGenerator": "generator",
     "BoltzmannGeneratorMove": "moves",
     "EnergyState": "analysis",
@@ -46,6 +47,8 @@ _HOMES = {
     "SystemPotential": "potentials",
     "TrainingHistory": "training",
     "Weights": "analysis",
+    "bridge": "moves",
+    "flow_force": "potentials",
     "free_energy": "analysis",
     "reweight": "analysis",
     "targeted_free_energy": "analysis",
@@ -54,6 +57,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Annealed",
     "BoltzmannGenerator",
     "BoltzmannGeneratorMove",
     "EnergyState",
@@ -70,6 +74,8 @@ __all__ = [
     "SystemPotential",
     "TrainingHistory",
     "Weights",
+    "bridge",
+    "flow_force",
     "free_energy",
     "reweight",
     "targeted_free_energy",

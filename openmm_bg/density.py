@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import openmm
     import openmm.app
+    import torch
+    from openmm import unit
+    from torch import Tensor
 
 FloatArray = NDArray[np.float64]
 
@@ -92,4 +95,42 @@ class LatentDensity(ProposalDensity, Protocol):
 
     def from_latent(self, latents: FloatArray) -> FloatArray:
         """Configurations in nm of latents, shape (n, n_dof) to (n, n_atoms, 3)."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableLatentDensity(LatentDensity, Protocol):
+    """A latent density whose map has a gradient, with a base that is uniform on circles and standard normal else."""
+
+    @property
+    def n_dof(self) -> int:
+        """Number of latents."""
+        ...
+
+    @property
+    def n_circles(self) -> int:
+        """Number of latents that are angles in [-pi, pi); they come first."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors have to be."""
+        ...
+
+    def from_latent_tensor(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (n, n_atoms, 3) in nm and log density (n,) of float64 latents (n, n_dof), differentiable."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableDensity(ProposalDensity, Protocol):
+    """A proposal density meant for one temperature, with a gradient: what a Force or a path to it is made from."""
+
+    @property
+    def temperature(self) -> unit.Quantity:
+        """The temperature that the density is meant for."""
+        ...
+
+    def log_prob_tensor(self, positions: Tensor) -> Tensor:
+        """`log_prob` as a differentiable function of a float64 tensor in nm, shape (n, n_atoms, 3) to (n,)."""
         ...

@@ -205,7 +205,31 @@ class BoltzmannGenerator:
         "The measure"), in units of nm^-(3 n_atoms - 6). It is
         -inf off the support: at degenerate or non-finite coordinates.
         """
-        return self._in_chunks(positions, lambda x: self._encode(x)[1])
+        return self._in_chunks(positions, self.log_prob_tensor)
+
+    def log_prob_tensor(self, positions: Tensor) -> Tensor:
+        """`log_prob` as a differentiable function of a tensor, shape (n, n_atoms, 3) nm to (n,).
+
+        Its gradient is finite wherever `log_prob` is; a configuration off the support has -inf and a NaN gradient, and
+        spoils no other configuration of the batch.
+
+        Parameters
+        ----------
+        positions : Tensor, float64, on the generator's `device`
+
+        Raises
+        ------
+        ValueError
+            For another shape, precision or device.
+        """
+        if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3):
+            raise ValueError(f"Positions have shape {tuple(positions.shape)}; expected (n, {self.n_atoms}, 3) in nm.")
+        if positions.dtype != torch.float64 or positions.device != self.device:
+            raise ValueError(
+                f"Positions are {positions.dtype} on {positions.device}; expected torch.float64 on {self.device}, "
+                "where the generator is."
+            )
+        return self._encode(positions)[1]
 
     @property
     def is_consistent(self) -> bool:
@@ -233,6 +257,27 @@ class BoltzmannGenerator:
         Latents on circles may be in any period.
         """
         return self._decoded(latents)[0]
+
+    @property
+    def n_circles(self) -> int:
+        """Number of latents that are angles: the first ones of `to_latent`."""
+        return self.features.n_circular
+
+    def from_latent_tensor(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions and log density of latents as differentiable functions of a tensor.
+
+        Parameters
+        ----------
+        latents : Tensor, shape (n, n_dof), float64, on the generator's `device`
+            Circles in [-pi, pi).
+
+        Returns
+        -------
+        positions : Tensor, shape (n, n_atoms, 3), nm
+        log_prob : Tensor, shape (n,)
+            As `log_prob` of the positions, by the forward pass.
+        """
+        return self._decode(latents)
 
     def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
         """Raise ValueError, saying why, unless the generator can be used for this System and Topology.

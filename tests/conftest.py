@@ -24,7 +24,23 @@ def _cuda_failure() -> str | None:
     return None
 
 
+def _skip_without_torchforce(config: pytest.Config, items: list[pytest.Item]) -> None:
+    torchforce_items = [item for item in items if item.get_closest_marker("torchforce")]
+    if not torchforce_items:
+        return
+    from openmm_bg.potentials.torch_force import why_unavailable
+
+    reason = why_unavailable()
+    if reason is None:
+        return
+    if config.getoption("markexpr") == "torchforce":
+        pytest.exit(reason, returncode=1)
+    for item in torchforce_items:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _skip_without_torchforce(config, items)
     cuda_items = [item for item in items if item.get_closest_marker("cuda")]
     failure = _cuda_failure() if cuda_items else None
     if failure is None:

@@ -187,6 +187,23 @@ def test_what_is_off_the_support_has_no_density_and_spoils_nothing_else(constrai
     np.testing.assert_allclose(log_prob[[0, 6, 7]], generator.log_prob(good)[[0, 6, 7]], rtol=0.0, atol=1e-4)
 
 
+def test_the_density_has_a_gradient_that_one_bad_configuration_does_not_spoil(
+    generator: BoltzmannGenerator,
+) -> None:
+    positions = torch.tensor(generator.sample(3, rng=2).positions)
+    positions[1, 5] = positions[1, 4]
+    positions.requires_grad_(True)
+    log_prob = generator.log_prob_tensor(positions)
+    assert torch.isfinite(log_prob).tolist() == [True, False, True]
+    (gradient,) = torch.autograd.grad(log_prob[[0, 2]].sum(), positions)
+    assert torch.isfinite(gradient[[0, 2]]).all()
+    assert gradient[[0, 2]].sum(1).abs().max() < 1e-9 * gradient[[0, 2]].abs().max()  # no net force
+    with pytest.raises(ValueError, match=r"expected torch.float64 on cpu"):
+        generator.log_prob_tensor(positions.float())
+    with pytest.raises(ValueError, match="shape"):
+        generator.log_prob_tensor(positions[0])
+
+
 @pytest.mark.parametrize("size", [10.0, 30.0, 100.0, 1e3, 1e6])
 def test_absurd_latents_are_inside_the_domain_or_off_the_support(generator: BoltzmannGenerator, size: float) -> None:
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(40, generator.n_dof))

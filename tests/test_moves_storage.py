@@ -20,7 +20,8 @@ import yaml
 from openmm import unit
 from openmmtools import cache, mcmc, multistate, states, testsystems, utils
 
-from openmm_bg.moves import BoltzmannGeneratorMove, Independence, register, registry
+from openmm_bg import registry
+from openmm_bg.moves import BoltzmannGeneratorMove, Independence, register
 from openmm_bg.testing import GaussianDensity
 
 COUNTS = {

@@ -80,7 +80,10 @@ class ConditionalAffine(nn.Module):
             mean, colouring = self._fixed(group, values.dtype)
             rows, columns = getattr(self, f"_below_{group}")
             white = torch.linalg.solve_triangular(colouring, values - mean, upper=False) - shift
-            parts.append(_Solve.apply(log_diagonal.exp(), below, white, rows, columns))
+            # a traced function can be stored only if it holds no Python: there autograd's own gradient has to do
+            system = (log_diagonal.exp(), below, white, rows, columns)
+            tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+            parts.append(_solve(*system)[0] if tracing else _Solve.apply(*system))
             log_det = log_det - log_diagonal.sum(0) - colouring.diagonal().log().sum()
         return torch.cat(parts), log_det
 
@@ -96,19 +99,24 @@ class ConditionalAffine(nn.Module):
         return getattr(self, f"mean_{group}").to(dtype), getattr(self, f"colouring_{group}").to(dtype)
 
 
+def _solve(diagonal: Tensor, below: Tensor, target: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Solution of Lambda g = target for each configuration, shape (k, n), and the matrices Lambda."""
+    k, n = target.shape
+    places = torch.cat([torch.arange(k, device=rows.device) * (k + 1), rows * k + columns])
+    entries = torch.cat([diagonal, below])
+    matrix = entries.new_zeros(k * k, n).index_copy(0, places, entries).T.contiguous().unflatten(1, (k, k))
+    return torch.linalg.solve_triangular(matrix, target.T[..., None], upper=False)[..., 0].T, matrix
+
+
 class _Solve(torch.autograd.Function):
-    """Solve Lambda g = target for each configuration; shapes (k, n), Lambda given by its entries.
+    """`_solve` with a cheaper gradient.
 
     The gradient is written out because autograd's own fills a k x k matrix for each configuration.
     """
 
     @staticmethod
     def forward(ctx: Any, diagonal: Tensor, below: Tensor, target: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        k, n = target.shape
-        places = torch.cat([torch.arange(k, device=rows.device) * (k + 1), rows * k + columns])
-        entries = torch.cat([diagonal, below])
-        matrix = entries.new_zeros(k * k, n).index_copy(0, places, entries).T.contiguous().unflatten(1, (k, k))
-        solved = torch.linalg.solve_triangular(matrix, target.T[..., None], upper=False)[..., 0].T
+        solved, matrix = _solve(diagonal, below, target, rows, columns)
         ctx.save_for_backward(matrix, solved, rows, columns)
         return solved
 

@@ -52,12 +52,28 @@ class ContextEnergies:
 
     def potential_energy(self, positions: FloatArray) -> FloatArray:
         """Potential energy in kJ/mol, as `reduced_potential`."""
+        return self._evaluate(positions, None)
+
+    def reduced_potential_and_gradient(self, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Reduced potential, and its gradient in 1/nm, shape (n, n_atoms, 3).
+
+        The gradient is zero, and the potential +inf, where either is not finite.
+        """
+        forces = np.zeros_like(positions)
+        potential = self._evaluate(positions, forces) / self.kT
+        bad = ~np.isfinite(forces).all(axis=(1, 2))
+        potential[bad], forces[bad] = np.inf, 0.0
+        return potential, -forces / self.kT
+
+    def _evaluate(self, positions: FloatArray, forces: FloatArray | None) -> FloatArray:
         energies = np.full(len(positions), np.inf)
         n_failures = 0
         for i, configuration in enumerate(positions):
             try:
                 self.place(configuration)
-                state = self.context.getState(energy=True, positions=len(self._virtual_sites) > 0)
+                state = self.context.getState(
+                    energy=True, positions=len(self._virtual_sites) > 0, forces=forces is not None
+                )
             except openmm.OpenMMException:  # overflow or NaN in a clash, which some platforms report as an error
                 n_failures += 1
                 if n_failures == len(positions):
@@ -66,6 +82,8 @@ class ContextEnergies:
             energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             if np.isfinite(energy):
                 energies[i] = energy
+                if forces is not None:
+                    forces[i] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
             if len(self._virtual_sites):
                 placed = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
                 positions[i, self._virtual_sites] = placed[self._virtual_sites]
@@ -92,6 +110,8 @@ class TorchEnergies(ContextEnergies):
         current = dict(context.getParameters())
         backend.set_parameters({name: current[name] for name in backend.parameters})
 
-    def potential_energy(self, positions: FloatArray) -> FloatArray:
-        """Potential energy in kJ/mol, +inf where it is not finite."""
-        return self._backend.evaluate(np.ascontiguousarray(positions), with_forces=False)[0]
+    def _evaluate(self, positions: FloatArray, forces: FloatArray | None) -> FloatArray:
+        energies, found = self._backend.evaluate(np.ascontiguousarray(positions), with_forces=forces is not None)
+        if forces is not None and found is not None:
+            forces[...] = found
+        return energies

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.moves.energies import ContextEnergies
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class Scan:
     def n_accepted(self) -> int:
         """Number of accepted proposals."""
         return int(self.accepted.sum())
+
+    @property
+    def work(self) -> FloatArray:
+        """Reduced work of turning the proposal density into the target along each row's path, shape (K + 1,).
+
+        Row 0 has the work of the path that ends in the start. An independence proposal has no path: its work is that
+        of a sudden change, reduced_potential + log_prob.
+        """
+        return -self.log_weight
 
     @property
     def n_off_support(self) -> int:
@@ -114,7 +124,7 @@ class Independence:
         density: ProposalDensity,
         current: FloatArray,
         place: Callable[[FloatArray], FloatArray],
-        reduced_potential: Callable[[FloatArray], FloatArray],
+        energies: ContextEnergies,
         rng: np.random.Generator,
     ) -> Scan:
         """Draw, evaluate and judge one batch of proposals.
@@ -126,8 +136,8 @@ class Independence:
             Finite positions in nm.
         place : callable
             Brings finite proposals, (n, n_atoms, 3), into the pose in which they are judged.
-        reduced_potential : callable
-            (n, n_atoms, 3) to (n,); +inf where the energy is not finite.
+        energies : ContextEnergies
+            Of the thermodynamic state.
         rng : numpy.random.Generator
         """
         positions = np.concatenate([current[None], density.sample(self.n_proposals, rng=rng).positions])
@@ -147,29 +157,29 @@ class Independence:
         evaluated[0] = True
         potential = np.full(len(positions), np.inf)
         configurations = positions[evaluated]
-        potential[evaluated] = reduced_potential(configurations)
+        potential[evaluated] = energies.reduced_potential(configurations)
         positions[evaluated] = configurations  # with the virtual sites that the energy was computed at
 
         log_weight = np.where(on_support & np.isfinite(potential), self._log_weight(potential, log_prob), -np.inf)
         if not on_support[0]:
             log_weight[0] = np.inf
-        return Scan(positions, potential, log_prob, log_weight, self._metropolis(log_weight, rng))
+        return Scan(positions, potential, log_prob, log_weight, metropolis_chain(log_weight, rng))
 
     def _log_weight(self, reduced_potential: FloatArray, log_prob: FloatArray) -> FloatArray:
         with np.errstate(invalid="ignore"):  # +inf - inf at rows that `scan` sets
             return -reduced_potential - log_prob
 
-    @staticmethod
-    def _metropolis(log_weight: FloatArray, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Chain of rows that starts at row 0 and is offered rows 1, 2, ... in turn."""
-        n_proposals = len(log_weight) - 1
-        log_uniform = -rng.standard_exponential(n_proposals)
-        chain = np.empty(n_proposals, dtype=np.int64)
-        current = 0
-        for step in range(n_proposals):
-            proposal = step + 1
-            # Spelt out for the infinities, whose difference is not a number.
-            if log_weight[proposal] > -np.inf and log_uniform[step] < log_weight[proposal] - log_weight[current]:
-                current = proposal
-            chain[step] = current
-        return chain
+
+def metropolis_chain(log_weight: FloatArray, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Chain of rows that starts at row 0 and is offered rows 1, 2, ... in turn, each with probability min(1, ratio)."""
+    n_proposals = len(log_weight) - 1
+    log_uniform = -rng.standard_exponential(n_proposals)
+    chain = np.empty(n_proposals, dtype=np.int64)
+    current = 0
+    for step in range(n_proposals):
+        proposal = step + 1
+        # Spelt out for the infinities, whose difference is not a number.
+        if log_weight[proposal] > -np.inf and log_uniform[step] < log_weight[proposal] - log_weight[current]:
+            current = proposal
+        chain[step] = current
+    return chain

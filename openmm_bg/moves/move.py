@@ -8,7 +8,7 @@ import logging
 import os
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -22,11 +22,16 @@ from openmmtools.mcmc import MCMCMove
 from openmmtools.states import SamplerState, ThermodynamicState
 
 from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.moves.annealed import Annealed
+from openmm_bg.moves.coupling import CoupledLangevin, Coupling
 from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
 from openmm_bg.moves.independence import Independence, Scan
+from openmm_bg.moves.kernel import Kernel, restored_kernel, stored_options
 from openmm_bg.moves.pose import align, check_energy_invariance, check_free_pose, particle_masses
-from openmm_bg.moves.registry import import_class, qualified_name, reference, register, resolve
+from openmm_bg.moves.solute import solute_system
+from openmm_bg.moves.solvated import SolvatedPaths, SolvatedScan
 from openmm_bg.potentials import TorchBackend
+from openmm_bg.registry import reference, register, resolve
 
 ScanObserver = Callable[[Scan, ThermodynamicState], None]
 
@@ -76,8 +81,11 @@ class BoltzmannGeneratorMove(MCMCMove):
     generator : ProposalDensity
         A `BoltzmannGenerator`, or any normalised density. Save it to a file to make stored simulations resumable in
         another process.
-    kernel : Independence
+    kernel : Independence or Annealed
         How proposals are made and judged.
+    atom_subset : sequence of int, optional
+        The particles of the System that the generator describes, in its order, where there are others: a solute in
+        explicit solvent. Needs `kernel=Annealed(..., propagation=CoupledLangevin(...))`. The box stays as it is.
     energies : {"openmm", "torch"}
         What evaluates the potential energies of a scan: the Context of the thermodynamic state, one configuration
         after the other, or the same System compiled to torch, all at once; that pays on a GPU.
@@ -103,8 +111,9 @@ class BoltzmannGeneratorMove(MCMCMove):
 
     Notes
     -----
-    Refused, when the move is applied: Systems that the generator was not made for, periodic Systems (explicit solvent),
-    and, for a generator of shapes without a place in space, Systems whose energy depends on that place.
+    Refused, when the move is applied: Systems that the generator was not made for, periodic Systems (explicit solvent)
+    without `atom_subset`, and, for a generator of shapes without a place in space, Systems whose energy depends on that
+    place.
 
     Examples
     --------
@@ -122,14 +131,22 @@ class BoltzmannGeneratorMove(MCMCMove):
         self,
         generator: ProposalDensity,
         *,
-        kernel: Independence | None = None,
+        kernel: Kernel | None = None,
+        atom_subset: Sequence[int] | None = None,
         energies: Literal["openmm", "torch"] = "openmm",
         seed: int | None = None,
     ) -> None:
         super().__init__()
         register(generator)
         self.generator = generator
-        self.kernel = Independence() if kernel is None else kernel
+        self.kernel: Kernel = Independence() if kernel is None else kernel
+        self.atom_subset = None if atom_subset is None else [int(atom) for atom in atom_subset]
+        if (self.atom_subset is not None) != (self._coupled is not None):
+            raise ValueError(
+                f"atom_subset, a solute in its solvent, and a kernel with CoupledLangevin belong together; atom_subset "
+                f"is {'not given' if atom_subset is None else 'given'} and the kernel is {self.kernel}. Use "
+                "kernel=Annealed(n_proposals=1, n_steps=1000, propagation=CoupledLangevin()) with atom_subset."
+            )
         self.energies = _known_backend(energies)
         self.seed = None if seed is None else int(seed)
         self.reset_statistics()
@@ -163,20 +180,19 @@ class BoltzmannGeneratorMove(MCMCMove):
         context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
         current = self._finite_positions(sampler_state)
         energies = self._energies_in(context, thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole))
-        masses = self._check(thermodynamic_state, context, energies, current)
-        sampler_state.apply_to_context(context)
-
-        def place(positions: FloatArray) -> FloatArray:
-            return align(positions, current, masses) if self.generator.pose == "invariant" else positions
-
-        scan = self.kernel.scan(self.generator, current, place, energies.reduced_potential, self._random())
+        if self.atom_subset is None:
+            scan = self._scan(thermodynamic_state, context, energies, current, sampler_state)
+        else:
+            scan = self._scan_subset(context, energies, current, sampler_state)
 
         final = int(scan.chain[-1])
         if final == 0:
             sampler_state.apply_to_context(context)
         else:
             energies.place(scan.positions[final])
-        if final != 0 or sampler_state.velocities is None:
+        if final != 0 and isinstance(scan, SolvatedScan) and self._coupled and self._coupled.carry_velocities:
+            context.setVelocities(scan.velocities[final])
+        elif final != 0 or sampler_state.velocities is None:
             self._refresh_velocities(context, thermodynamic_state)
         sampler_state.update_from_context(context)
         self._record(scan)
@@ -205,7 +221,8 @@ class BoltzmannGeneratorMove(MCMCMove):
     def __getstate__(self) -> dict[str, Any]:
         return {
             "generator": reference(self.generator),
-            "kernel": {"class": qualified_name(type(self.kernel)), **dataclasses.asdict(self.kernel)},
+            "kernel": stored_options(self.kernel),
+            "atom_subset": self.atom_subset,
             "energies": self.energies,
             "seed": self.seed,
             "statistics": self.statistics,
@@ -216,11 +233,8 @@ class BoltzmannGeneratorMove(MCMCMove):
         if missing:
             raise ValueError(f"The stored state of a generator move lacks {sorted(missing)}: the storage is damaged.")
         self.generator = resolve(state["generator"])
-        options = dict(state["kernel"])
-        kernel_class = import_class(options.pop("class"))
-        if not issubclass(kernel_class, Independence):
-            raise ValueError(f"The stored generator move names {kernel_class} as its kernel, which is none.")
-        self.kernel = kernel_class(**options)
+        self.kernel = restored_kernel(state["kernel"])
+        self.atom_subset = state.get("atom_subset")
         self.energies = _known_backend(state.get("energies", "openmm"))
         self.seed = state.get("seed")
         self.statistics = state.get("statistics", {})
@@ -239,7 +253,54 @@ class BoltzmannGeneratorMove(MCMCMove):
         self._rng_process: int | None = None
         self._warned_off_support = False
         self._torch: weakref.WeakKeyDictionary[openmm.Context, TorchBackend] = weakref.WeakKeyDictionary()
+        self._couplings: weakref.WeakKeyDictionary[openmm.Context, Coupling] = weakref.WeakKeyDictionary()
         self._checked: weakref.WeakKeyDictionary[openmm.Context, _Checked] = weakref.WeakKeyDictionary()
+
+    @property
+    def _coupled(self) -> CoupledLangevin | None:
+        """The kernel's dynamics of a solute in its solvent, if it is such a kernel."""
+        propagation = self.kernel.propagation if isinstance(self.kernel, Annealed) else None
+        return propagation if isinstance(propagation, CoupledLangevin) else None
+
+    def _scan(
+        self,
+        thermodynamic_state: ThermodynamicState,
+        context: openmm.Context,
+        energies: ContextEnergies,
+        current: FloatArray,
+        sampler_state: SamplerState,
+    ) -> Scan:
+        """Proposals of whole Systems."""
+        masses = self._check(thermodynamic_state, context, energies, current)
+        sampler_state.apply_to_context(context)
+
+        def place(positions: FloatArray) -> FloatArray:
+            return align(positions, current, masses) if self.generator.pose == "invariant" else positions
+
+        return self.kernel.scan(self.generator, current, place, energies, self._random())
+
+    def _scan_subset(
+        self, context: openmm.Context, energies: ContextEnergies, current: FloatArray, sampler_state: SamplerState
+    ) -> Scan:
+        """Proposals of a solute, to which its solvent adapts."""
+        assert isinstance(self.kernel, Annealed)
+        assert self._coupled is not None
+        assert self.atom_subset is not None
+        rng = self._random()
+        coupling = self._couplings.get(context)
+        if coupling is None:
+            self.generator.check(solute_system(context.getSystem(), self.atom_subset))
+            seed = int(rng.integers(1, _MAX_SEED))
+            frame = self.generator.sample(1, rng=0).positions[0]
+            made = Coupling(context, self.atom_subset, self._coupled, energies.kT, seed, frame)
+            coupling = self._couplings.setdefault(context, made)
+        sampler_state.apply_to_context(context)
+        coupling.follow(context, energies.kT)
+        velocities = sampler_state.velocities if self._coupled.carry_velocities else None
+        if velocities is not None:
+            velocities = velocities.value_in_unit(unit.nanometer / unit.picosecond)
+        paths = SolvatedPaths(self.kernel, self.generator, self.atom_subset, coupling, energies, rng)
+        return paths.scan(current, velocities)
 
     def _random(self) -> np.random.Generator:
         """Random numbers of this object in this process: a copied or forked generator would repeat its stream."""
@@ -288,7 +349,8 @@ class BoltzmannGeneratorMove(MCMCMove):
                     "The System is periodic or at constant pressure, as with explicit solvent. The generator proposes "
                     "a whole molecule at once: the solvent around the old one would clash with every proposal. Use "
                     "implicit solvent (for instance amber99_obc.xml or implicit/gbn2.xml) with "
-                    "nonbondedMethod=NoCutoff and no barostat."
+                    "nonbondedMethod=NoCutoff and no barostat, or propose the solute alone and let the solvent adapt: "
+                    "atom_subset with kernel=Annealed(..., propagation=CoupledLangevin())."
                 )
             system = thermodynamic_state.get_system(remove_thermostat=True, remove_barostat=True)
             self.generator.check(system)

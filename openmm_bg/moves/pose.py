@@ -44,14 +44,32 @@ def align(positions: FloatArray, reference: FloatArray, weights: FloatArray) -> 
     aligned : ndarray, shape (n, n_atoms, 3)
         The same shapes, never mirrored.
     """
+    rotations, centres, centre = superposition(positions, reference, weights)
+    aligned: FloatArray = (positions - centres[:, None]) @ rotations + centre
+    return aligned
+
+
+def superposition(
+    positions: FloatArray, reference: FloatArray, weights: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Rotations and centres that superpose configurations on a reference: (positions - centres) @ rotations + centre.
+
+    Returns
+    -------
+    rotations : ndarray, shape (n, 3, 3)
+        Proper ones.
+    centres : ndarray, shape (n, 3)
+        Weighted centres of the configurations.
+    centre : ndarray, shape (3,)
+        That of the reference.
+    """
     weights = weights / weights.sum()
     centre = weights @ reference
-    mobile = positions - np.einsum("a,nad->nd", weights, positions)[:, None]
-    covariance = np.einsum("nai,a,aj->nij", mobile, weights, reference - centre)
+    centres = np.einsum("a,nad->nd", weights, positions)
+    covariance = np.einsum("nai,a,aj->nij", positions - centres[:, None], weights, reference - centre)
     left, _, right = np.linalg.svd(covariance)
     left[:, :, -1] *= np.sign(np.linalg.det(left @ right))[:, None]
-    aligned: FloatArray = mobile @ (left @ right) + centre
-    return aligned
+    return left @ right, centres, centre
 
 
 def check_free_pose(system: openmm.System) -> None:

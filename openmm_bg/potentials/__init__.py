@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from openmm_bg.potentials.density_force import flow_force
 from openmm_bg.potentials.platforms import PlatformChoice, available_platforms, choose_platform
 from openmm_bg.potentials.self_check import BackendMismatch
 from openmm_bg.potentials.system_potential import SystemPotential
@@ -16,4 +17,5 @@ __all__ = [
     "UnsupportedForce",
     "available_platforms",
     "choose_platform",
+    "flow_force",
 ]

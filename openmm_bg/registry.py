@@ -1,9 +1,9 @@
-"""Loaded densities by content hash, so that a move's state is a few plain values.
+"""Loaded densities by content hash, so that the state of a move or of a Force is a few plain values.
 
-openmmtools rebuilds moves from their state at every copy and writes the state of every move at every iteration.
-With the networks in it, a replica exchange of three states spends its time on writing them. A move therefore stores
-only what is needed to find its density again: first here, among those that this process already holds, then in the
-file that the density was saved to.
+openmmtools rebuilds moves from their state at every copy and writes the state of every move at every iteration, and it
+copies and compares Systems as text. With the networks in it, a replica exchange of three states spends its time on
+writing them. A move or a Force therefore stores only what is needed to find its density again: first here, among those
+that this process already holds, then in the file that the density was saved to.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _warned: set[str] = set()
 
 
 def register(density: ProposalDensity) -> str:
-    """Make a density known to this process, so that stored moves that were made with it can be restored.
+    """Make a density known to this process, so that stored moves and Forces made with it can be restored.
 
-    Every `BoltzmannGeneratorMove` registers its own. Call it before resuming a stored simulation if the density was
-    never saved, or if its file is no longer where it was. A registered density stays in memory.
+    Every `BoltzmannGeneratorMove` and every Force registers its own. Call it before resuming a stored simulation if
+    the density was never saved, or if its file is no longer where it was. A registered density stays in memory.
 
     Parameters
     ----------
@@ -77,10 +77,10 @@ def resolve(stored: dict[str, Any]) -> ProposalDensity:
         return density
     remedy = (
         f"Get the density with the content hash {content_hash} from where it is now and call "
-        "openmm_bg.moves.register(density) before restoring the move."
+        "openmm_bg.moves.register(density) before restoring what was stored."
     )
     if path is None:
-        raise ValueError(f"The density of the stored move was never saved to a file. {remedy}")
+        raise ValueError(f"The density of a stored move or Force was never saved to a file. {remedy}")
     density_class = import_class(stored["class"])
     missing = [name for name in ("sample", "log_prob", "check", "save", "load") if not hasattr(density_class, name)]
     if missing:
@@ -89,11 +89,13 @@ def resolve(stored: dict[str, Any]) -> ProposalDensity:
         density = density_class.load(path)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         cause = str(error).rstrip(".")
-        raise ValueError(f"Could not load the density of the stored move from {path}: {cause}. {remedy}") from error
+        raise ValueError(
+            f"Could not load the density of a stored move or Force from {path}: {cause}. {remedy}"
+        ) from error
     if density.content_hash != content_hash:
         raise ValueError(
-            f"{path} holds another density (content hash {density.content_hash}) than the stored move was made with: "
-            f"it was trained or replaced since. {remedy}"
+            f"{path} holds another density (content hash {density.content_hash}) than the stored move or Force was "
+            f"made with: it was trained or replaced since. {remedy}"
         )
     register(density)
     return density
@@ -119,9 +121,9 @@ def import_class(name: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"The stored move needs the class {class_name} of the module {module_name}, which cannot be imported: "
+            f"The stored object needs the class {class_name} of the module {module_name}, which cannot be imported: "
             f"{error}. A class defined in a script or a notebook has to move to a module that is on the import path."
         ) from error
     if not isinstance(found, type):
-        raise ValueError(f"The stored move names {name} as a class, but it is {found!r}.")
+        raise ValueError(f"The stored object names {name} as a class, but it is {found!r}.")
     return found
