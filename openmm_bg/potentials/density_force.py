@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
 from typing import Any, Literal
 
 import openmm
 
 from openmm_bg.density import DifferentiableDensity
 from openmm_bg.potentials.python_force import python_force
-from openmm_bg.potentials.torch_force import torch_force, why_unavailable
-
-_logger = logging.getLogger(__name__)
+from openmm_bg.potentials.torch_force import torch_force
 
 
 def flow_force(generator: Any, *, backend: Literal["auto", "python", "torchforce"] = "auto") -> openmm.Force:
@@ -36,8 +32,8 @@ def flow_force(generator: Any, *, backend: Literal["auto", "python", "torchforce
         "python" is an `openmm.PythonForce`. Its System can be copied and serialised, and so used with openmmtools, but
         the generator has to be saved to a file first. "torchforce" is an `openmmtorch.TorchForce` of the traced
         density, which takes about three quarters of the time. OpenMM (8.6) crashes when it copies or reads back a
-        System with a TorchForce: use it in plain OpenMM scripts only. "auto" takes "torchforce" where it can be made,
-        else "python".
+        System with a TorchForce: use it in plain OpenMM scripts only. "auto" is "python": a quarter of the time is
+        not worth a crash that nobody expects.
 
     Returns
     -------
@@ -54,13 +50,7 @@ def flow_force(generator: Any, *, backend: Literal["auto", "python", "torchforce
     density = require_density(generator)
     if backend not in ("auto", "python", "torchforce"):
         raise ValueError(f"backend={backend!r} is unknown; use 'auto', 'python' or 'torchforce'.")
-    if backend == "auto":
-        backend = "python" if why_unavailable() else "torchforce"
-    if backend == "python":
-        return python_force(density)
-    force = torch_force(density)
-    _warn_of_copies()
-    return force
+    return torch_force(density) if backend == "torchforce" else python_force(density)
 
 
 def require_density(generator: Any) -> DifferentiableDensity:
@@ -83,11 +73,3 @@ def require_density(generator: Any) -> DifferentiableDensity:
             "Force can be made from one modulo pose only. Give a BoltzmannGenerator."
         )
     return generator
-
-
-@cache
-def _warn_of_copies() -> None:
-    _logger.warning(
-        "The flow is a TorchForce: OpenMM crashes when a System that holds it is copied or deserialised, as "
-        "openmmtools does. Use backend='python' there."
-    )
