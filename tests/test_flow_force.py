@@ -170,7 +170,7 @@ def deviation_of_dynamics(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("molecule", "timestep"),
-    [(RIGID_TRIMER, 0.004), (RIGID_CHAIN, 0.002)],
+    [(RIGID_TRIMER, 0.004), (RIGID_CHAIN, 0.001)],
     ids=["two constraints", "coupled constraints"],
 )
 def test_dynamics_on_the_flow_alone_samples_its_own_distribution(

@@ -61,7 +61,7 @@ def test_a_peptide_on_each_platform(platform: str) -> None:
 def test_dynamics_samples_the_flow(tmp_path: Path) -> None:
     generator = crooked(RIGID_CHAIN)
     system = alone(RIGID_CHAIN.system(), flow_force(generator, backend="torchforce"))
-    frames, energies = dynamics(system, generator.sample(24, rng=6).positions, n_frames=20, stride=10, timestep=0.002)
+    frames, energies = dynamics(system, generator.sample(24, rng=6).positions, n_frames=20, stride=10, timestep=0.001)
     assert deviation_from_flow(RIGID_CHAIN, generator, frames, energies) < 3.5
 
 
