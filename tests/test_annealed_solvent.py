@@ -229,7 +229,7 @@ def redrawn_solvent(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("n_scans", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_scans", [800, pytest.param(4000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOLUTES)
 def test_a_molecule_in_a_box_has_the_distribution_of_independent_draws(name: str, n_scans: int) -> None:
     molecule = SOLUTES[name]
