@@ -12,6 +12,7 @@ from openmm_bg.analysis.basins import (
 )
 from openmm_bg.analysis.dihedrals import BackbonePair, backbone_pairs, ramachandran_angles, slowest_pair, torsion_angles
 from openmm_bg.analysis.estimate import Estimate, agreement, z_score
+from openmm_bg.analysis.exchange import ExchangeStatistics, exchange_statistics
 from openmm_bg.analysis.surfaces import FreeEnergySurface, free_energy_surface
 from openmm_bg.analysis.timeseries import block_length, chain_mean, effective_sample_size, statistical_inefficiency
 from openmm_bg.analysis.transitions import RoundTrips, round_trips
@@ -22,6 +23,7 @@ __all__ = [
     "BackbonePair",
     "BasinStatistics",
     "Estimate",
+    "ExchangeStatistics",
     "FreeEnergySurface",
     "RoundTrips",
     "Weights",
@@ -33,6 +35,7 @@ __all__ = [
     "block_length",
     "chain_mean",
     "effective_sample_size",
+    "exchange_statistics",
     "fraction_accepted",
     "free_energy_surface",
     "pareto_k",

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from openmm_bg.moves.durable_reporter import DurableReporter
+from openmm_bg.moves.app_exchange import GeneratorReplicaExchange
 from openmm_bg.moves.independence import Independence, Scan
+from openmm_bg.moves.ladder import check_states
+from openmm_bg.moves.learned_exchange import LearnedReplicaExchangeSampler
 from openmm_bg.moves.move import BoltzmannGeneratorMove, observe_scans
 from openmm_bg.moves.registry import register
+from openmm_bg.moves.simulation import BoltzmannGeneratorSampling
 
-__all__ = ["BoltzmannGeneratorMove", "Independence", "Scan", "observe_scans", "register"]
+__all__ = [
+    "BoltzmannGeneratorMove",
+    "BoltzmannGeneratorSampling",
+    "GeneratorReplicaExchange",
+    "DurableReporter",
+    "Independence",
+    "LearnedReplicaExchangeSampler",
+    "Scan",
+    "check_states",
+    "observe_scans",
+    "register",
+]
