@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from openmm import unit
-from openmmtools import mcmc, multistate, testsystems
+from openmmtools import multistate, testsystems
 from openmmtools.states import SamplerState, ThermodynamicState
 
 from openmm_bg.moves import BoltzmannGeneratorMove, DurableReporter, Independence, LearnedReplicaExchangeSampler

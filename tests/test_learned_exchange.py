@@ -11,7 +11,12 @@ import pytest
 from exactness_fixtures import BUTANE, scrambled, shifted
 from openmm import unit
 from openmmtools import cache, mcmc, testsystems
-from openmmtools.multistate import MultiStateReporter, MultiStateSampler, MultiStateSamplerAnalyzer, ReplicaExchangeSampler
+from openmmtools.multistate import (
+    MultiStateReporter,
+    MultiStateSampler,
+    MultiStateSamplerAnalyzer,
+    ReplicaExchangeSampler,
+)
 from openmmtools.states import SamplerState, ThermodynamicState
 from pymbar import timeseries
 from scipy.integrate import quad
@@ -238,7 +243,7 @@ def test_in_a_ladder_the_draw_is_offered_to_each_state_in_turn(tmp_path: Path) -
     np.testing.assert_array_equal(counted.n_proposed, [60, 60, 60])
     np.testing.assert_array_equal(counted.n_crossings_accepted, counted.n_accepted)
     with pytest.raises(ValueError, match="basins"):
-        exchange_statistics(sampler._reporter).fraction_crossings_accepted  # noqa: B018
+        exchange_statistics(sampler._reporter).fraction_crossings_accepted
 
 
 def test_swaps_without_the_positions_or_of_another_sampler_are_refused(tmp_path: Path) -> None:
@@ -367,7 +372,7 @@ def test_minimisation_and_equilibration_leave_the_generators_state_to_its_draws(
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"generator": None}, "needs a generator"),
+        ({"generator": None}, "There is no generator"),
         ({"locality": 1, "replica_mixing_scheme": "swap-neighbors"}, "locality is 1"),
         ({"mcmc_moves": [Step()] * 3}, "3 moves for 2 states"),
     ],

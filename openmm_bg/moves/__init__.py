@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from openmm_bg.moves.durable_reporter import DurableReporter
 from openmm_bg.moves.app_exchange import GeneratorReplicaExchange
+from openmm_bg.moves.durable_reporter import DurableReporter
 from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.ladder import check_states
 from openmm_bg.moves.learned_exchange import LearnedReplicaExchangeSampler
@@ -14,8 +14,8 @@ from openmm_bg.moves.simulation import BoltzmannGeneratorSampling
 __all__ = [
     "BoltzmannGeneratorMove",
     "BoltzmannGeneratorSampling",
-    "GeneratorReplicaExchange",
     "DurableReporter",
+    "GeneratorReplicaExchange",
     "Independence",
     "LearnedReplicaExchangeSampler",
     "Scan",

@@ -290,11 +290,11 @@ class DurableReporter(MultiStateReporter):
 
     def _explained(self, error: Exception, what: str) -> OSError:
         message = (
-            f"Cannot {what} {self.filepath}: {getattr(error, 'strerror', None) or error}. Its folder may not exist, not "
-            "be writable or the disk may be full. What was stored before is intact; remedy that and resume."
+            f"Cannot {what} {self.filepath}: {getattr(error, 'strerror', None) or error}. Its folder may not exist, "
+            "not be writable or the disk may be full. What was stored before is intact; remedy that and resume."
         )
         number = getattr(error, "errno", None)
-        return OSError(message) if number is None else type(error)(number, message)
+        return OSError(message) if number is None else OSError(number, message)
 
 
 def _call(reporter: Any, name: str, args: tuple[Any, ...]) -> None:

@@ -152,6 +152,8 @@ class LearnedReplicaExchangeSampler(ReplicaExchangeSampler):
     >>> sampler.create([state], [start], storage=reporter)  # doctest: +SKIP
     """
 
+    _mcmc_moves: Any
+
     def __init__(self, *, generator: ProposalDensity | None = None, seed: int | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._new_draw = None if generator is None else GeneratorDraw(generator, seed=seed)
@@ -188,7 +190,9 @@ class LearnedReplicaExchangeSampler(ReplicaExchangeSampler):
         **kwargs: Any,
     ) -> None:
         if self._new_draw is None:
-            raise ValueError("A learned replica exchange needs a generator: LearnedReplicaExchangeSampler(generator=...).")
+            raise ValueError(
+                "A learned replica exchange needs a generator: LearnedReplicaExchangeSampler(generator=...)."
+            )
         if self.locality is not None:
             raise ValueError(f"locality is {self.locality}, but a generator exchanges with every state: leave it None.")
         check_states(self._new_draw.generator, thermodynamic_states, sampler_states)
@@ -210,7 +214,9 @@ class LearnedReplicaExchangeSampler(ReplicaExchangeSampler):
         if isinstance(moves, MCMCMove):
             return [copy.deepcopy(moves) for _ in range(n_states)]
         if len(moves) != n_states:
-            raise ValueError(f"There are {len(moves)} moves for {n_states} states; give one move, or one for each state.")
+            raise ValueError(
+                f"There are {len(moves)} moves for {n_states} states; give one move, or one for each state."
+            )
         return list(moves)
 
     def _draw_move(self) -> GeneratorDraw:
