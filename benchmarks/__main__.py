@@ -11,7 +11,18 @@ import time
 import warnings
 from pathlib import Path
 
-from benchmarks import coordinates, demo, efficiency, energies, flow, move, populations, replica_exchange_cost, splines
+from benchmarks import (
+    coordinates,
+    demo,
+    efficiency,
+    energies,
+    flow,
+    move,
+    populations,
+    replica_exchange,
+    replica_exchange_cost,
+    splines,
+)
 from benchmarks.molecules import Options
 from benchmarks.table import Table, describe, write
 from benchmarks.timing import machine
@@ -23,6 +34,8 @@ BENCHMARKS = {
     "energies": energies.run,
     "move": move.run,
     "replica-exchange": replica_exchange_cost.run,
+    "exchange": replica_exchange.run,
+    "exchange-overhead": replica_exchange.run_overhead,
     "efficiency": efficiency.run,
     "demo": demo.run,
     "populations": populations.run,

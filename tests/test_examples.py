@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +42,37 @@ def test_replica_exchange_goes_on_where_it_stopped(ala2_generator_file: Path, tm
     assert "going on" not in first
     second = run(tmp_path, "replica_exchange.py", "--generator", str(ala2_generator_file))
     assert "going on from iteration 2" in second
+
+
+BEFORE, AFTER = "replica_exchange_before.py", "replica_exchange_after.py"
+
+
+def test_a_replica_exchange_script_takes_the_generator_in_five_lines() -> None:
+    before, after = ((EXAMPLES / name).read_text().split('"""', 2)[2].splitlines() for name in (BEFORE, AFTER))
+    changes = [line for line in difflib.ndiff(before, after) if line[2:].strip()]
+    added = [line for line in changes if line.startswith("+ ")]
+    assert 0 < len(added) <= 5
+    assert len([line for line in changes if line.startswith("- ")]) <= len(added)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [BEFORE, AFTER])
+def test_the_replica_exchange_script_runs_and_resumes_with_and_without_the_generator(
+    name: str, ala2_generator_file: Path, tmp_path: Path
+) -> None:
+    from openmm import app
+
+    from openmm_bg.systems import peptide
+
+    molecule = peptide("ACE-ALA-NME")
+    shutil.copy(ala2_generator_file, tmp_path / "generator.bg")
+    with open(tmp_path / "molecule.pdb", "w") as stream:
+        app.PDBFile.writeFile(molecule.topology, molecule.positions * 10.0, stream)
+    for iterations in (1, 2):
+        command = [sys.executable, EXAMPLES / name, "molecule.pdb", "1"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert f"{iterations} iterations in replica_exchange.nc" in ran.stdout
 
 
 def test_every_example_is_run_here() -> None:

@@ -95,6 +95,7 @@ def run_oscillators(suite: type, unsampled: bool, kernel: Independence, monkeypa
     [
         test_sampling.TestHarmonicOscillatorsMultiStateSampler,
         test_sampling.TestHarmonicOscillatorsReplicaExchangeSampler,
+        test_sampling.TestHarmonicOscillatorsSAMSSampler,
     ],
 )
 def test_free_energies_of_oscillators_agree_with_theory(
