@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
-    from openmm_bg.moves import BoltzmannGeneratorMove, Independence
+    from openmm_bg.moves import BoltzmannGeneratorMove, BoltzmannGeneratorSampling, Independence
     from openmm_bg.potentials import SystemPotential
     from openmm_bg.training import Stage, TrainingHistory, train
 
@@ -23,6 +23,7 @@ __version__ = version("openmm-bg")
 _HOMES = {
     "BoltzmannGenerator": "generator",
     "BoltzmannGeneratorMove": "moves",
+    "BoltzmannGeneratorSampling": "moves",
     "FlowConfig": "flows",
     "Independence": "moves",
     "LatentDensity": "density",
@@ -39,6 +40,7 @@ _HOMES = {
 __all__ = [
     "BoltzmannGenerator",
     "BoltzmannGeneratorMove",
+    "BoltzmannGeneratorSampling",
     "FlowConfig",
     "Independence",
     "LatentDensity",

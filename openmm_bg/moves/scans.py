@@ -21,12 +21,6 @@ from openmm_bg.potentials import TorchBackend
 COUNTERS = ("n_accepted", "n_proposed", "n_nonfinite_energy", "n_off_support", "n_current_off_support")
 MAX_SEED = np.iinfo(np.int32).max
 _GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
-_BAROSTATS = (
-    openmm.MonteCarloBarostat,
-    openmm.MonteCarloAnisotropicBarostat,
-    openmm.MonteCarloMembraneBarostat,
-    openmm.MonteCarloFlexibleBarostat,
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -95,12 +89,12 @@ class GeneratorScans:
         Raises
         ------
         ValueError
-            If the System is periodic, has a barostat, is not the generator's, or ties particles to points in space.
+            If the System is periodic, is not the generator's, or ties particles to points in space.
         """
         if context in self._checked:
             return
         system = context.getSystem()
-        if system.usesPeriodicBoundaryConditions() or any(isinstance(f, _BAROSTATS) for f in system.getForces()):
+        if system.usesPeriodicBoundaryConditions():  # as every System with a barostat
             raise ValueError(
                 "The System is periodic or at constant pressure, as with explicit solvent. The generator proposes "
                 "a whole molecule at once: the solvent around the old one would clash with every proposal. Use "

@@ -71,12 +71,14 @@ def _of_integrator(integrator: openmm.Integrator) -> list[Callable[[], Any]]:
         integrator, openmm.DrudeNoseHooverIntegrator
     ):
         n_thermostats = integrator.getNumThermostats()
+        if n_thermostats == 0:
+            return []
         if n_thermostats > 1 or integrator.hasSubsystemThermostats():
             raise ValueError(
                 f"{name} has {n_thermostats} thermostats, or one for a part of the atoms: there is no one temperature. "
                 f"Use NoseHooverIntegrator(temperature, collisionFrequency, stepSize), or {_REMEDY[4:]}"
             )
-        return [integrator.getTemperature] * n_thermostats
+        return [integrator.getTemperature]
     if isinstance(integrator, _LANGEVIN):
         return [integrator.getTemperature]
     if isinstance(integrator, openmm.CustomIntegrator):
