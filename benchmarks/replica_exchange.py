@@ -92,6 +92,8 @@ class Method:
         self.indices: list[NDArray[np.int64]] = []
 
     def turn(self, seconds: float) -> None:
+        """Iterate for some seconds."""
+
         def record(scan: Scan, state: ThermodynamicState) -> None:
             if np.isclose(state.temperature.value_in_unit(unit.kelvin), LADDER[0]):
                 self.phi.append(torsion_angles(scan.positions[scan.chain], self.phi_atoms))
@@ -107,6 +109,7 @@ class Method:
         self.spent += time.perf_counter() - begin
 
     def row(self, name: str) -> dict[str, Any]:
+        """What was done, per second, and what was found."""
         phi, indices = np.concatenate(self.phi), np.array(self.indices)
         population = rare_population(phi)
         acceptance = crossings = None
@@ -159,9 +162,9 @@ def run(options: Options) -> Table:
         rows = [one.row(name) for name, one in methods.items()]
     temperatures = ", ".join(f"{temperature:.0f}" for temperature in LADDER)
     notes = [
-        f"Alanine dipeptide, temperatures {temperatures} K, {N_STEPS} Langevin steps of 2 fs an iteration, {N_PROPOSALS} "
-        f"proposals in the move; {seconds:.0f} s for each method in turns of {turn:.0f} s on the Reference platform; "
-        f"generator from {origin}.",
+        f"Alanine dipeptide, temperatures {temperatures} K, {N_STEPS} Langevin steps of 2 fs an iteration, "
+        f"{N_PROPOSALS} proposals in the move; {seconds:.0f} s for each method in turns of {turn:.0f} s on the "
+        f"Reference platform; generator from {origin}.",
         "Round trips of phi: of the configuration at 300 K, scanned states included, between phi < 0 and "
         "0 < phi < 2.3. Round trips of the replicas: between the first state and the last one, which is the generator "
         "where it is a state.",
@@ -183,8 +186,8 @@ def run_overhead(options: Options) -> Table:
                 with mock.patch(f"{__name__}.MultiStateReporter", reporter):
                     sampler = Method(place, molecule, generator, LADDER, with_move).sampler
                 with (
-                    _timed(BoltzmannGeneratorMove, "apply") as move,
-                    _timed(MultiStateSampler, "_report_iteration") as s,
+                    _timed(BoltzmannGeneratorMove, "apply") as in_move,
+                    _timed(MultiStateSampler, "_report_iteration") as in_storage,
                 ):
                     begin = time.perf_counter()
                     sampler.extend(n)

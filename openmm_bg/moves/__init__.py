@@ -5,11 +5,11 @@ from __future__ import annotations
 from openmm_bg.moves.app_exchange import GeneratorReplicaExchange
 from openmm_bg.moves.durable_reporter import DurableReporter
 from openmm_bg.moves.independence import Independence, Scan
-from openmm_bg.moves.ladder import check_states
 from openmm_bg.moves.learned_exchange import LearnedReplicaExchangeSampler
 from openmm_bg.moves.move import BoltzmannGeneratorMove, observe_scans
 from openmm_bg.moves.registry import register
 from openmm_bg.moves.simulation import BoltzmannGeneratorSampling
+from openmm_bg.moves.state_checks import check_states
 
 __all__ = [
     "BoltzmannGeneratorMove",

@@ -17,9 +17,9 @@ from openmmtools.multistate import ReplicaExchangeSampler
 from openmmtools.states import SamplerState, ThermodynamicState
 
 from openmm_bg.density import FloatArray, ProposalDensity
-from openmm_bg.moves.ladder import check_states
 from openmm_bg.moves.pose import align, particle_masses
 from openmm_bg.moves.registry import reference, register, resolve
+from openmm_bg.moves.state_checks import check_states
 
 _MAX_DRAWS = 1000
 
