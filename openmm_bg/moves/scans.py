@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import openmm
@@ -23,6 +23,15 @@ MAX_SEED = np.iinfo(np.int32).max
 _GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
 _logger = logging.getLogger(__name__)
+
+
+def at_temperature(density: ProposalDensity, kT: float) -> ProposalDensity:
+    """The density of a temperature-conditioned generator at kT in kJ/mol; any other density as it is."""
+    if getattr(density, "temperature_range", None) is None:
+        return density
+    conditioned: Any = density
+    found: ProposalDensity = conditioned.at(kT / _GAS_CONSTANT)
+    return found
 
 
 class GeneratorScans:
@@ -131,7 +140,8 @@ class GeneratorScans:
         def place(positions: FloatArray) -> FloatArray:
             return align(positions, current, checked.masses) if self.generator.pose == "invariant" else positions
 
-        scan = self.kernel.scan(self.generator, current, place, energies.reduced_potential, rng)
+        density = at_temperature(self.generator, kT)
+        scan = self.kernel.scan(density, current, place, energies.reduced_potential, rng)
         if scan.moved:
             energies.place(scan.positions[scan.chain[-1]])
         return scan

@@ -92,6 +92,7 @@ class Trainer:
         self._hot = dataset.temperature or self._target
         self._energy_mean: float | None = None
         self._pool: Pool | None = None
+        self._pool_temperature = self._target
         self._skipped = 0  # steps in a row whose gradient was not finite
         self._wide: SplineFlow | None = None  # the flow as it was when the first stage with energies began
         self._evaluations_before = 0
@@ -128,7 +129,8 @@ class Trainer:
     def _run_stage(self, stage: Stage) -> None:
         budget = self._budget(stage)
         if stage.needs_energies and self._wide is None:
-            self._wide = copy.deepcopy(self.generator.flow).requires_grad_(False)
+            with self.generator._held_at(self._hot):
+                self._wide = copy.deepcopy(self.generator.flow).requires_grad_(False)
         saved = time.perf_counter()
         while True:
             self._count_time()
@@ -198,26 +200,32 @@ class Trainer:
         return self._max_evaluations is None or self._evaluations() + n_evaluations <= self._max_evaluations
 
     def _take_step(self, stage: Stage, progress: float) -> dict[str, Any]:
-        temperature = stage.temperature_at(progress, self._hot, self._target)
+        temperature = self._temperature(stage, progress)
         kt = BOLTZMANN * temperature
         parts: dict[str, Tensor] = {}
         record: dict[str, Any] = {"temperature": temperature}
         if stage.nll:
             rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
             features = self._to_device(self.dataset.circular[rows], self.dataset.linear[rows])
-            parts["nll"] = -stage.nll * log_likelihood(self.generator, *features).mean()
+            with self.generator._held_at(self._hot):
+                parts["nll"] = -stage.nll * log_likelihood(self.generator, *features).mean()
         if stage.torsion_nll:
             rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
             circular = self._to_device(self.dataset.circular[rows])[0]
-            parts["torsion_nll"] = -stage.torsion_nll * self.generator.flow.torsion_log_prob(circular).mean()
+            with self.generator._held_at(self._hot):
+                parts["torsion_nll"] = -stage.torsion_nll * self.generator.flow.torsion_log_prob(circular).mean()
         if stage.reverse_kl or stage.conditional_kl:
-            parts |= self._reverse_kl(stage, kt, record)
+            with self.generator._held_at(temperature):
+                parts |= self._reverse_kl(stage, kt, record)
         if stage.reweighted:
             if self._step % stage.refresh == 0:
-                self._refresh_pool(stage, kt)
+                self._pool_temperature = temperature
+                with self.generator._held_at(temperature):
+                    self._refresh_pool(stage, kt)
             if self._pool is not None:
                 circular = self._pool.circular[self._draw(self._pool.weights, stage.batch_size)]
-                parts["reweighted"] = -stage.reweighted * self.generator.flow.torsion_log_prob(circular).mean()
+                with self.generator._held_at(self._pool_temperature):
+                    parts["reweighted"] = -stage.reweighted * self.generator.flow.torsion_log_prob(circular).mean()
         if not parts:
             return record
         loss = torch.stack([part.double() for part in parts.values()]).sum()
@@ -243,6 +251,17 @@ class Trainer:
                     "not finite. Start anew with a lower learning rate, or look at the data and the energies."
                 )
         return record | {"loss": float(loss.detach())} | {name: float(part.detach()) for name, part in parts.items()}
+
+    def _temperature(self, stage: Stage, progress: float) -> float:
+        """Temperature (K) of the energy losses of a step.
+
+        A temperature-conditioned generator that has arrived at its own is trained for its whole range from there on.
+        """
+        temperature = stage.temperature_at(progress, self._hot, self._target)
+        if self.generator.config.temperature_range is None or temperature != self._target:
+            return temperature
+        low, high = self.generator.config.temperature_range
+        return low * (high / low) ** float(torch.rand((), generator=self._rng))
 
     def _reverse_kl(self, stage: Stage, kt: float, record: dict[str, Any]) -> dict[str, Tensor]:
         """Reverse KL of fresh samples, and of samples at torsions of the data; energies in one batch."""
@@ -318,7 +337,7 @@ class Trainer:
     def _validate(self) -> float:
         """Weighted loss of the held-out frames; the flow is remembered if it has never been lower in this stage."""
         total, data = 0.0, self.dataset
-        with torch.no_grad():
+        with torch.no_grad(), self.generator._held_at(self._hot):
             for rows in data.validation.split(CHUNK):
                 features = self._to_device(data.circular[rows], data.linear[rows])
                 total -= float(data.weights[rows].double() @ log_likelihood(self.generator, *features).cpu())
@@ -368,6 +387,7 @@ class Trainer:
                     "norms": list(self._norms),
                     "best_loss": None if self._best is None else self._best[0],
                     "since_best": self._since_best,
+                    "pool_temperature": self._pool_temperature,
                 },
                 {
                     "best": {} if self._best is None else self._best[1],
@@ -386,11 +406,13 @@ class Trainer:
         self._energy_mean = place["energy_mean"]
         self._norms.extend(place["norms"])
         self._since_best = place["since_best"]
+        self._pool_temperature = place.get("pool_temperature", self._target)
         if place["best_loss"] is not None:
             self._best = (place["best_loss"], tensors["best"])
         if tensors["pool"]:
             pool = tensors["pool"]
             self._pool = Pool(pool["circular"].to(self.generator.device), pool["weights"])
         if tensors["wide"]:
-            self._wide = copy.deepcopy(self.generator.flow)
+            with self.generator._held_at(self._hot):
+                self._wide = copy.deepcopy(self.generator.flow)
             self._wide.load_state_dict(tensors["wide"])
