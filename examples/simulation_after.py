@@ -2,7 +2,7 @@
 
     python examples/simulation_after.py molecule.pdb 100000
 
-`simulation_before.py` with three lines more. It reads generator.bg, as `train_your_own.py --output generator.bg` makes it.
+`simulation_before.py` with three lines more. It reads generator.bg, as `train_your_own.py --output` makes it.
 """
 
 from __future__ import annotations

@@ -174,6 +174,7 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
 
     def _take_temperatures(self) -> FloatArray:
         """Temperature of every state in K, as the integrator takes it."""
+        before = self._temperature_of_integrator()
         temperatures = []
         for index, state in enumerate(self.states):
             self._sampler.applyState(index)
@@ -186,6 +187,8 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
                     f"stays at {temperatures[-1]} K when openmm.app sets it. Use a LangevinMiddleIntegrator."
                 )
         self.simulation.context.setState(self.replicaConformation[0])
+        if hasattr(self.simulation.integrator, "setTemperature"):  # which a State does not hold
+            self.simulation.integrator.setTemperature(before)
         return np.array(temperatures)
 
     def _add_reservoir(self, reservoir: ProposalDensity) -> None:
