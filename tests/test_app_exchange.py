@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import openmm
 import pytest
-from app_fixtures import SIGMA, SPRING, gaussian, langevin, molecule_simulation, oscillator, oscillator_system
+from app_fixtures import (
+    REFERENCE,
+    SIGMA,
+    SPRING,
+    gaussian,
+    langevin,
+    molecule_simulation,
+    oscillator,
+    oscillator_system,
+)
 from exactness_fixtures import BENT, BUTANE, untrained
 from openmm import app, unit
 from small_molecules import TEMPERATURE, kB
@@ -247,6 +256,20 @@ def multiple_steps() -> openmm.Integrator:
 def test_what_can_not_be_sampled_is_refused_at_once(make: Callable[[], Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("options", [{"reservoir": untrained(BENT)}, {"generator": {1: untrained(BENT)}}])
+def test_a_field_that_only_one_state_has_is_refused_in_the_first_iteration(options: dict[str, Any]) -> None:
+    system = BENT.system()
+    force = openmm.CustomCentroidBondForce(1, "strength*x1")
+    force.addGlobalParameter("strength", 0.0)
+    force.addBond([force.addGroup([0, 1, 2])], [])
+    system.addForce(force)
+    simulation = app.Simulation(BENT.topology(), system, langevin(timestep=0.0005), REFERENCE)
+    simulation.context.setPositions(BENT.reference())
+    sampler = exchange(simulation, [{"strength": 0.0}, {"strength": 50.0}], **options)
+    with pytest.raises(ValueError, match="depends on the place or orientation"):
+        sampler.simulate(1)
 
 
 def test_making_a_sampler_leaves_the_simulation_as_it_was() -> None:

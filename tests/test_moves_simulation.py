@@ -126,6 +126,19 @@ def test_a_rejected_scan_leaves_the_trajectory_as_it_would_have_been() -> None:
     assert np.array_equal(velocities_of(moved), velocities_of(plain))
 
 
+def test_energies_in_torch_are_those_of_the_context() -> None:
+    scans = []
+    for energies in ("openmm", "torch"):
+        simulation = molecule_simulation(BUTANE, langevin(timestep=0.001))
+        sampling = BoltzmannGeneratorSampling(
+            simulation, untrained(BUTANE), 5, kernel=Independence(8), energies=energies, seed=3
+        )
+        sampling.step(5)
+        scans.append(sampling.last_scan)
+    assert np.array_equal(scans[0].chain, scans[1].chain)
+    assert np.allclose(scans[0].reduced_potential, scans[1].reduced_potential, rtol=1e-9)
+
+
 def test_velocities_are_drawn_anew_when_a_proposal_is_accepted() -> None:
     simulation = oscillator()
     recorder = Recorder(1)

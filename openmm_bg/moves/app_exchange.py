@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Independence
 from openmm_bg.moves.learned_exchange import GeneratorDraw
 from openmm_bg.moves.pose import particle_masses
@@ -123,6 +124,7 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
         self._rng: np.random.Generator | None = None
         self._draw: GeneratorDraw | None = None
         self.reservoirIndex: int | None = None
+        self._reservoir_scans: GeneratorScans | None = None
         if reservoir is not None:
             self._add_reservoir(reservoir)
         n_states = len(self.states)
@@ -138,8 +140,12 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
             self._draw_replica(index, self.stepsPerIteration if steps is None else steps)
             return
         super().simulateReplica(index, steps)
+        context = self.simulation.context
+        if self._reservoir_scans is not None:
+            current = self.replicaConformation[index].getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+            if self._reservoir_scans.check_pose(ContextEnergies(context, 1.0), current):
+                context.setPositions(current)
         if state in self.scans:
-            context = self.simulation.context
             self.scans[state].apply_in(context, self._temperature_of_integrator(), self._random())
             self.replicaConformation[index] = context.getState(**_CONFORMATION)
 
@@ -194,6 +200,7 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
     def _add_reservoir(self, reservoir: ProposalDensity) -> None:
         self.reservoirIndex = len(self.states)
         self._reservoir = reservoir
+        self._reservoir_scans = GeneratorScans(reservoir)
         self._sampler = _StatesAndReservoir(self._sampler, self._reservoir_energy)
         self.states = [*self.states, {**self.states[0], "reservoir": reservoir.content_hash}]
         self._temperatures = np.append(self._temperatures, self._temperatures[0])

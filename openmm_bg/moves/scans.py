@@ -115,6 +115,25 @@ class GeneratorScans:
             check_free_pose(system)
         self._checked[context] = _Checked(particle_masses(system))
 
+    def check_pose(self, energies: ContextEnergies, current: FloatArray) -> bool:
+        """Refuse, beyond what `check` does, a System whose energy depends on the place of the molecule in space.
+
+        Found out once for each Context and its parameters, at finite positions in nm.
+
+        Returns
+        -------
+        moved : bool
+            Whether the Context of the energies was set to other positions for it.
+        """
+        self.check(energies.context)
+        checked = self._checked[energies.context]
+        parameters = dict(energies.context.getParameters())
+        if self.generator.pose != "invariant" or parameters == checked.parameters:
+            return False
+        if check_energy_invariance(energies.potential_energy, current, checked.masses):
+            checked.parameters = parameters
+        return True
+
     def scan_in(self, context: openmm.Context, kT: float, current: FloatArray, rng: np.random.Generator) -> Scan:
         """Scan from finite positions in nm and leave the Context at the last state of the chain.
 
@@ -126,19 +145,12 @@ class GeneratorScans:
         ValueError
             If the System is refused (`check`), or its energy depends on the place of the molecule in space.
         """
-        self.check(context)
-        checked = self._checked[context]
         energies = self._energies_in(context, kT)
-        parameters = dict(context.getParameters())
-        if (
-            self.generator.pose == "invariant"
-            and parameters != checked.parameters
-            and check_energy_invariance(energies.potential_energy, current, checked.masses)
-        ):
-            checked.parameters = parameters
+        self.check_pose(energies, current)
+        masses = self._checked[context].masses
 
         def place(positions: FloatArray) -> FloatArray:
-            return align(positions, current, checked.masses) if self.generator.pose == "invariant" else positions
+            return align(positions, current, masses) if self.generator.pose == "invariant" else positions
 
         density = at_temperature(self.generator, kT)
         scan = self.kernel.scan(density, current, place, energies.reduced_potential, rng)
