@@ -114,10 +114,12 @@ class Clock:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.beginning, self.iteration = 1.0, 0.1  # s
+        self.lives = 0
 
     def random(self, reading: int) -> None:
-        """One in three lives ends at any moment, the others in one of the next four iterations."""
-        if self.rng.random() < 1.0 / 3.0:
+        """Every third life ends at any moment, the others in one of the next four iterations."""
+        self.lives += 1
+        if self.lives % 3 == 0:
             time.sleep(self.rng.random() * 1.5 * self.beginning)
             return
         begin = time.monotonic()

@@ -54,8 +54,8 @@ def counts(sampler: Any) -> list[int]:
 def test_after_ten_kills_at_random_moments_nothing_but_running_iterations_is_lost(tmp_path: Path) -> None:
     result = killed(tmp_path / "run", 10)
     assert result["problems"] == []
-    assert result["opened"] >= 6
-    assert result["iterations"] >= 5
+    assert result["opened"] >= 7
+    assert result["iterations"] >= 3
 
 
 @pytest.mark.slow
@@ -74,8 +74,8 @@ def test_after_many_kills_at_random_moments_nothing_but_running_iterations_is_lo
 ) -> None:
     result = killed(tmp_path / "run", kills, "--seed", "1", *arguments)
     assert result["problems"] == []
-    assert result["opened"] >= kills // 2
-    assert result["iterations"] >= kills // 2
+    assert result["opened"] >= 2 * kills // 3
+    assert result["iterations"] >= kills // 3
 
 
 def snapshots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Path]]:

@@ -14,7 +14,7 @@ import torch
 from exactness_fixtures import BUTANE, RIGID_CHAIN, UMBRELLA
 from openmm import unit
 from openmmtools import cache, mcmc
-from openmmtools.multistate import MultiStateReporter, MultiStateSampler, ReplicaExchangeSampler
+from openmmtools.multistate import MultiStateReporter, MultiStateSampler, ReplicaExchangeSampler, SAMSSampler
 from small_molecules import TEMPERATURE, SmallMolecule, kB, reference_contexts
 from training_fixtures import SMALL, TWO_WELLS
 from training_fixtures import frames as exact_frames
@@ -215,6 +215,28 @@ def test_twelve_temperatures_take_one_generator_or_one_each_and_resume(
     assert [move.statistics for move in resumed.mcmc_moves] == counts
     resumed.extend(1)
     assert all(move.n_proposed == 16 for move in resumed.mcmc_moves)
+
+
+@pytest.mark.parametrize("kind", [MultiStateSampler, SAMSSampler])
+def test_other_samplers_of_twelve_states_count_by_state_and_resume(kind: Any, tmp_path: Path) -> None:
+    sampler = kind(
+        mcmc_moves=one_for_all(scrambled(BUTANE), tmp_path), number_of_iterations=5, online_analysis_interval=None
+    )
+    starts = [BUTANE.start()] * (1 if kind is SAMSSampler else 12)
+    states = [BUTANE.state(temperature) for temperature in LADDER]
+    sampler.create(states, starts, MultiStateReporter(str(tmp_path / "run.nc"), checkpoint_interval=1))
+    visited = np.zeros(12, dtype=int)
+
+    def count(scan: Scan, state: Any) -> None:
+        visited[np.argmin(np.abs(LADDER - state.temperature.value_in_unit(unit.kelvin)))] += scan.n_proposed
+
+    with observe_scans(count):
+        sampler.run()
+        del sampler
+        resumed = kind.from_storage(MultiStateReporter(str(tmp_path / "run.nc")))
+        resumed.extend(2)
+    assert [move.n_proposed for move in resumed.mcmc_moves] == visited.tolist()
+    assert visited.sum() == 7 * 4 * len(starts)
 
 
 class Exchanged(ReplicaExchangeSampler):
