@@ -75,7 +75,7 @@ def scanned(sampling: BoltzmannGeneratorSampling, n_scans: int, form: str = "ste
 
 @pytest.mark.parametrize(
     ("form", "n_scans"),
-    [("step", 1200), ("reporter", 900), pytest.param("reporter", 6000, marks=pytest.mark.slow)],
+    [("step", 1200), ("reporter", 900), pytest.param("reporter", 3000, marks=pytest.mark.slow)],
 )
 def test_a_bad_flow_in_turn_with_dynamics_is_exact(form: str, n_scans: int) -> None:
     simulation = molecule_simulation(BENT, hybrid_monte_carlo())
@@ -197,8 +197,8 @@ def learned(
     [
         (BENT, 600),
         (RIGID_TRIMER, 600),
-        pytest.param(BENT, 5000, marks=pytest.mark.slow),
-        pytest.param(RIGID_TRIMER, 5000, marks=pytest.mark.slow),
+        pytest.param(BENT, 3000, marks=pytest.mark.slow),
+        pytest.param(RIGID_TRIMER, 3000, marks=pytest.mark.slow),
     ],
     ids=["bent", "constraints", "bent, long", "constraints, long"],
 )
