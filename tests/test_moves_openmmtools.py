@@ -95,13 +95,19 @@ def run_oscillators(suite: type, unsampled: bool, kernel: Independence, monkeypa
     [
         test_sampling.TestHarmonicOscillatorsMultiStateSampler,
         test_sampling.TestHarmonicOscillatorsReplicaExchangeSampler,
-        test_sampling.TestHarmonicOscillatorsSAMSSampler,
     ],
 )
 def test_free_energies_of_oscillators_agree_with_theory(
     suite: type, unsampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_oscillators(suite, unsampled, Independence(2), monkeypatch)
+
+
+@pytest.mark.slow
+def test_free_energies_of_oscillators_by_sams_agree_with_theory(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = test_sampling.TestHarmonicOscillatorsSAMSSampler
+    monkeypatch.setattr(suite, "N_ITERATIONS", 1000)
+    run_oscillators(suite, False, Independence(2), monkeypatch)
 
 
 @pytest.mark.slow
