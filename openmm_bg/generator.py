@@ -376,9 +376,11 @@ class BoltzmannGenerator:
         log_prob = log_prob - log_det - self.coordinates.log_jacobian(internal) - self.metric(positions)
         return positions, log_prob
 
-    def _decode_given(self, circular: Tensor, rng: torch.Generator) -> Tensor:
-        """Positions with given torsions, everything else drawn from the flow."""
-        latent = self.flow.sample_base(len(circular), rng)[:, self.features.n_circular :]
+    def _decode_given(self, circular: Tensor, rng: torch.Generator, rows: slice | None = None) -> Tensor:
+        """Positions with given torsions, everything else drawn from the flow; of some rows only, if asked for."""
+        rows = slice(None) if rows is None else rows
+        latent = self.flow.sample_base(len(circular), rng)[rows, self.features.n_circular :]
+        circular = circular[rows]
         linear = self.flow.linear_given(circular, latent)
         return self.coordinates.to_cartesian(self.features.decode(circular.double(), linear.double())[0])
 

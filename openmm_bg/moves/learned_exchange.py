@@ -18,6 +18,7 @@ from openmmtools.states import SamplerState, ThermodynamicState
 
 from openmm_bg.density import FloatArray, ProposalDensity
 from openmm_bg.moves.pose import align, particle_masses
+from openmm_bg.moves.ranks import check_ranks
 from openmm_bg.moves.registry import reference, register, resolve
 from openmm_bg.moves.state_checks import check_states
 
@@ -197,6 +198,7 @@ class LearnedReplicaExchangeSampler(ReplicaExchangeSampler):
             raise ValueError(f"locality is {self.locality}, but a generator exchanges with every state: leave it None.")
         check_states(self._new_draw.generator, thermodynamic_states, sampler_states)
         n_states = len(thermodynamic_states)
+        check_ranks(n_states + 1)
         self._mcmc_moves = [*self._one_for_each(self._mcmc_moves, n_states), self._new_draw]
         starts = [sampler_states[i % len(sampler_states)] for i in range(n_states)]
         if initial_thermodynamic_states is not None:
@@ -230,7 +232,9 @@ class LearnedReplicaExchangeSampler(ReplicaExchangeSampler):
         replica = self._replica_in(self.n_states - 1)
         masses = particle_masses(self._thermodynamic_states[-1].system)
         current = self._sampler_states[replica].positions.value_in_unit(unit.nanometer)
-        positions = mpiplus.run_single_node(0, self._draw_move().draw, current, masses, broadcast_result=True)
+        move = self._draw_move()
+        positions = mpiplus.run_single_node(0, move.draw, current, masses, broadcast_result=True)
+        move.statistics = mpiplus.run_single_node(0, lambda: move.statistics, broadcast_result=True)
         self._sampler_states[replica].positions = unit.Quantity(positions, unit.nanometer)
         self._sampler_states[replica].velocities = None
         mpiplus.run_single_node(0, self._reporter.write_sampler_states, self._sampler_states, self._iteration)
