@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from app_fixtures import (
     REFERENCE,
     SIGMA,
+    SPRING,
     Recorder,
     gaussian,
     hybrid_monte_carlo,
@@ -127,27 +129,26 @@ def test_repartitioned_hydrogen_masses_with_constraints_are_exact() -> None:
     assert HEAVY_HYDROGENS.deviation(blocks(scanned(sampling, 600))) < 3.5
 
 
-def test_simulated_tempering_beside_the_move_samples_each_temperature(capsys: pytest.CaptureFixture) -> None:
-    simulation = molecule_simulation(BUTANE, langevin(timestep=0.001))
-    app.SimulatedTempering(simulation, temperatures=[300.0, 600.0], weights=[2.3, 0.0], tempChangeInterval=4)
-    sampling = BoltzmannGeneratorSampling(simulation, shifted(BUTANE), 4, kernel=Independence(48), seed=3)
-    chains: dict[float, list[np.ndarray]] = defaultdict(list)
-    for chain in scanned_with_temperature(sampling, 700):
-        chains[chain[0]].append(chain[1])
-    capsys.readouterr()
-    for temperature in (300.0, 600.0):
-        assert len(chains[temperature]) > 100
-        assert BUTANE.deviation(blocks(chains[temperature], 50), temperature) < 3.5
-        assert BUTANE.deviation(blocks(chains[temperature], 50), 900.0 - temperature) > 4.0
-
-
-def scanned_with_temperature(sampling: BoltzmannGeneratorSampling, n_scans: int) -> list[tuple[float, np.ndarray]]:
-    chains = []
-    for _ in range(n_scans):
-        sampling.step(sampling.interval)
-        temperature = round(sampling.simulation.integrator.getTemperature().value_in_unit(unit.kelvin))
-        chains.append((float(temperature), sampling.last_scan.positions[sampling.last_scan.chain]))
-    return chains
+def test_simulated_tempering_beside_the_move_samples_each_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of K x^2 / kT is three at either temperature, taken as that of each scan."""
+    monkeypatch.setattr("random.random", random.Random(1).random)
+    simulation = oscillator(langevin(timestep=0.004))
+    app.SimulatedTempering(
+        simulation, temperatures=[300.0, 900.0], weights=[1.6, 0.0], tempChangeInterval=4, reportFile=None
+    )
+    sampling = BoltzmannGeneratorSampling(simulation, gaussian(1.9), 4, kernel=Independence(4), seed=3)
+    means: dict[float, list[float]] = defaultdict(list)
+    for _ in range(4000):
+        sampling.step(4)
+        temperature = simulation.integrator.getTemperature().value_in_unit(unit.kelvin)
+        squares = (sampling.last_scan.positions[sampling.last_scan.chain] ** 2).sum(axis=(1, 2))
+        means[temperature].append(squares.mean() * SPRING / (kB * temperature))
+    for values in means.values():
+        assert len(values) > 1000
+        averages = np.array(values)[len(values) % 40 :].reshape(40, -1).mean(axis=1)
+        error = averages.std(ddof=1) / np.sqrt(40)
+        assert error < 0.15
+        assert abs(averages.mean() - 3.0) < 3.5 * error
 
 
 # ------------------------------------------------------------------------------------------------- replica exchange

@@ -25,7 +25,7 @@ from app_fixtures import (
     positions_of,
     velocities_of,
 )
-from exactness_fixtures import BENT, BUTANE, untrained
+from exactness_fixtures import BENT, BUTANE, shifted, untrained
 from openmm import app, unit
 
 from openmm_bg import BoltzmannGeneratorSampling
@@ -153,7 +153,8 @@ def test_velocities_are_drawn_anew_when_a_proposal_is_accepted() -> None:
     assert 10 < n_drawn < 50
 
 
-def test_standard_reporters_write_what_they_write_without_the_move(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["step", "reporter"])
+def test_standard_reporters_write_the_state_before_the_move(form: str, tmp_path: Path) -> None:
     simulation = molecule_simulation(BUTANE, langevin(timestep=0.001))
     recorder = Recorder(10)
     simulation.reporters += [
@@ -164,9 +165,13 @@ def test_standard_reporters_write_what_they_write_without_the_move(tmp_path: Pat
         app.CheckpointReporter(str(tmp_path / "a.chk"), 10),
         recorder,
     ]
-    sampling = BoltzmannGeneratorSampling(simulation, untrained(BUTANE), 10, kernel=Independence(4), seed=3)
-    simulation.reporters.append(sampling)
-    simulation.step(60)
+    sampling = BoltzmannGeneratorSampling(simulation, shifted(BUTANE), 10, kernel=Independence(64), seed=3)
+    if form == "reporter":
+        simulation.reporters.insert(0, sampling)
+    sampling.step(60)
+    scan = sampling.last_scan
+    assert scan.moved
+    assert np.array_equal(scan.positions[0], recorder.given[-1])
     frames = np.array(recorder.given)
     topology = mdtraj.Topology.from_openmm(simulation.topology)
     assert np.allclose(mdtraj.load(tmp_path / "a.dcd", top=topology).xyz, frames, atol=1e-6)
@@ -178,15 +183,17 @@ def test_standard_reporters_write_what_they_write_without_the_move(tmp_path: Pat
     assert table[:, 0].tolist() == [10, 20, 30, 40, 50, 60]
     other = molecule_simulation(BUTANE, langevin(timestep=0.001))
     other.loadCheckpoint(str(tmp_path / "a.chk"))
-    assert np.array_equal(positions_of(other), frames[-1])
+    stored = scan.positions[0 if form == "step" else scan.chain[-1]]
+    assert np.array_equal(positions_of(other), stored)
 
 
-def test_tempering_that_follows_the_move_is_refused(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("first", ["tempering", "move"])
+def test_tempering_beside_the_move_as_a_reporter_is_refused(first: str, capsys: pytest.CaptureFixture) -> None:
     simulation = oscillator()
     sampling = sampling_of(simulation)
-    simulation.reporters.append(sampling)
     app.SimulatedTempering(simulation, temperatures=[300.0, 400.0])
-    with pytest.raises(ValueError, match="Make it first"):
+    simulation.reporters.insert(0 if first == "move" else 1, sampling)
+    with pytest.raises(ValueError, match="call the `step`"):
         simulation.step(10)
     simulation.reporters.remove(sampling)
     sampling.step(100)

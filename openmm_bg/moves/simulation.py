@@ -63,13 +63,12 @@ class BoltzmannGeneratorSampling(GeneratorScans):
     -----
     The move comes after the reports of its step: every reporter that uses the State it is given (DCD, PDB, XTC,
     StateData) sees the configuration before the move, wherever it stands in the list of reporters. A CheckpointReporter
-    reads the Context: one that comes after this object in the list stores the state after the move, one that comes
-    before it the state before (from which a resumed run leaves out one scan, which is as exact). With `step` the move
-    is the last of all.
+    reads the Context. With `step` it stores the state before the move, and a resumed run leaves out that one scan;
+    with this object as a reporter it stores the state after the move. Both are as exact.
 
-    Reporters that change the Context according to the State that they were given, as `ExpandedEnsembleSampler` and
-    `SimulatedTempering` do, have to come before this object in the list: after it they would put back velocities of a
-    configuration that is gone, and are refused.
+    `ExpandedEnsembleSampler` and `SimulatedTempering` are reporters that set temperature and velocities. They work with
+    `step`, each scan at the temperature they have set before it; with this object as a reporter too they would set
+    velocities of a configuration that is gone, and are refused.
 
     Examples
     --------
@@ -111,15 +110,15 @@ class BoltzmannGeneratorSampling(GeneratorScans):
         An interrupt (Ctrl-C) or an error leaves the Simulation where it is between two steps, or before the scan that
         it ended; either way it can go on, or be stored.
         """
-        reporters = self.simulation.reporters
-        if any(reporter is self for reporter in reporters):
-            self.simulation.step(steps)
+        simulation = self.simulation
+        if any(reporter is self for reporter in simulation.reporters):
+            simulation.step(steps)
             return
-        reporters.append(self)
-        try:
-            self.simulation.step(steps)
-        finally:
-            reporters.remove(self)
+        end = simulation.currentStep + steps
+        while simulation.currentStep < end:
+            simulation.step(min(end - simulation.currentStep, self._steps_to_scan()))
+            if simulation.currentStep % self.interval == 0:
+                self._scan()
 
     def describeNextReport(self, simulation: app.Simulation) -> dict[str, Any]:
         """Tell the Simulation when the next scan is due."""
@@ -127,15 +126,26 @@ class BoltzmannGeneratorSampling(GeneratorScans):
             raise ValueError(
                 "This BoltzmannGeneratorSampling belongs to another Simulation; make one for each Simulation."
             )
-        self._check_order()
+        for reporter in simulation.reporters:
+            if type(reporter).__qualname__.startswith("ExpandedEnsembleSampler"):
+                raise ValueError(
+                    "An ExpandedEnsembleSampler or SimulatedTempering is among simulation.reporters. OpenMM would call "
+                    "it after the generator's move and let it set the velocities of the configuration before. Do not "
+                    "append the generator's move to the reporters, but call the `step` of BoltzmannGeneratorSampling."
+                )
         # Reports on unwrapped positions are made last, so that no reporter's State is fetched after the move.
-        steps = self.interval - simulation.currentStep % self.interval
-        return {"steps": steps, "periodic": False, "include": ["positions"]}
+        return {"steps": self._steps_to_scan(), "periodic": False, "include": ["positions"]}
 
     def report(self, simulation: app.Simulation, state: openmm.State) -> None:
         """Scan, from where the Context is by now: another reporter may have changed what `state` says."""
-        step = simulation.currentStep
-        self.apply_in(simulation.context, self._temperature(), self._random(step))
+        self._scan()
+
+    def _steps_to_scan(self) -> int:
+        return self.interval - int(self.simulation.currentStep) % self.interval
+
+    def _scan(self) -> None:
+        step = self.simulation.currentStep
+        self.apply_in(self.simulation.context, self._temperature(), self._random(step))
         if self._log is not None:
             self._log.write(step, self.statistics)
 
@@ -147,16 +157,3 @@ class BoltzmannGeneratorSampling(GeneratorScans):
         self._latest = (step, n_before)
         key = (int(self.generator.content_hash[:8], 16), step, n_before)
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-
-    def _check_order(self) -> None:
-        reporters = self.simulation.reporters
-        places = [place for place, reporter in enumerate(reporters) if reporter is self]
-        later = reporters[places[0] + 1 :] if places else []
-        for reporter in later:
-            if type(reporter).__qualname__.startswith(("ExpandedEnsembleSampler", "SimulatedTempering")):
-                raise ValueError(
-                    "An ExpandedEnsembleSampler or SimulatedTempering comes after the generator's move in "
-                    "simulation.reporters: it would set the velocities of a configuration that the move has replaced. "
-                    "Make it first, then append the generator's move, or call the `step` of "
-                    "BoltzmannGeneratorSampling."
-                )
