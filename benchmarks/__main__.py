@@ -21,6 +21,7 @@ from benchmarks import (
     flow,
     move,
     populations,
+    replica_exchange,
     replica_exchange_cost,
     splines,
 )
@@ -35,6 +36,8 @@ BENCHMARKS = {
     "energies": energies.run,
     "move": move.run,
     "replica-exchange": replica_exchange_cost.run,
+    "exchange": replica_exchange.run,
+    "exchange-overhead": replica_exchange.run_overhead,
     "efficiency": efficiency.run,
     "annealed": annealed.run,
     "annealed-water": annealed_water.run,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
-    from openmm_bg.moves import Annealed, BoltzmannGeneratorMove, Independence, bridge
+    from openmm_bg.moves import Annealed, BoltzmannGeneratorMove, BoltzmannGeneratorSampling, Independence, bridge
     from openmm_bg.potentials import SystemPotential, flow_force
     from openmm_bg.training import FlowMap, Stage, TrainingHistory, train, train_map
 
@@ -33,6 +33,7 @@ _HOMES = {
     "Annealed": "moves",
     "BoltzmannGenerator": "generator",
     "BoltzmannGeneratorMove": "moves",
+    "BoltzmannGeneratorSampling": "moves",
     "EnergyState": "analysis",
     "FlowConfig": "flows",
     "FlowMap": "training",
@@ -60,6 +61,7 @@ __all__ = [
     "Annealed",
     "BoltzmannGenerator",
     "BoltzmannGeneratorMove",
+    "BoltzmannGeneratorSampling",
     "EnergyState",
     "FlowConfig",
     "FlowMap",

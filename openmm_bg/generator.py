@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -67,6 +70,8 @@ class BoltzmannGenerator:
         self.metric = ConstraintMetric(constraints.pairs, molecule.masses)
         self._log_constraint_jacobian = constraints.log_jacobian
         self.flow = SplineFlow(*self.features.places(zmatrix), config, seed)
+        if config.temperature_range is not None:
+            self.flow.set_temperature(temperature)
         if self.n_dof == 0:
             raise ValueError("Constraints fix every internal coordinate of the molecule; nothing is left to generate.")
 
@@ -80,6 +85,7 @@ class BoltzmannGenerator:
         coordinates: Literal["full"] = "full",
         flow: Literal["spline"] | FlowConfig = "spline",
         positions: unit.Quantity | FloatArray | None = None,
+        temperature_range: tuple[unit.Quantity | float, unit.Quantity | float] | None = None,
         seed: int | None = None,
     ) -> Self:
         """Build an untrained generator.
@@ -99,6 +105,8 @@ class BoltzmannGenerator:
         positions : Quantity or array, shape (n_atoms, 3), nm, optional
             A reference structure. It centres the untrained density and fixes its chirality, and is where molecular
             dynamics starts when `train` makes its own data.
+        temperature_range : tuple of two of {Quantity, float (K)}, optional
+            Makes the density depend on the temperature, to be trained between these two: see `at`.
         seed : int, optional
             Seed of the initial weights.
 
@@ -110,11 +118,7 @@ class BoltzmannGenerator:
         """
         if coordinates != "full":
             raise ValueError(f"coordinates={coordinates!r} is unknown; use 'full'.")
-        kelvin = (
-            temperature.value_in_unit(unit.kelvin) if isinstance(temperature, unit.Quantity) else float(temperature)
-        )
-        if not (kelvin > 0.0 and math.isfinite(kelvin)):
-            raise ValueError(f"The temperature is {kelvin} K; it must be positive and finite.")
+        kelvin = _in_kelvin(temperature)
         molecule = Molecule.from_openmm(system, topology)
         zmatrix = build_zmatrix(topology)
         rotatable = np.flatnonzero(rotatable_torsions(zmatrix, system, topology)).tolist()
@@ -124,6 +128,9 @@ class BoltzmannGenerator:
             config = flow
         else:
             raise ValueError(f"flow={flow!r} is unknown; use 'spline' or a FlowConfig.")
+        if temperature_range is not None:
+            low, high = temperature_range
+            config = replace(config, temperature_range=(_in_kelvin(low), _in_kelvin(high)))
         generator = cls(molecule, rotatable, config, kelvin, 0 if seed is None else seed)
         if positions is None:
             internal = reference_internal(zmatrix, system)
@@ -148,6 +155,41 @@ class BoltzmannGenerator:
     def temperature(self) -> unit.Quantity:
         """The temperature that the generator is meant for."""
         return self._temperature * unit.kelvin
+
+    @property
+    def temperature_range(self) -> tuple[unit.Quantity, unit.Quantity] | None:
+        """The temperatures between which a temperature-conditioned generator is trained; None for any other."""
+        if self.config.temperature_range is None:
+            return None
+        low, high = self.config.temperature_range
+        return low * unit.kelvin, high * unit.kelvin
+
+    def at(self, temperature: unit.Quantity | float) -> Self:
+        """The density of a temperature-conditioned generator at a temperature, sharing its weights.
+
+        A `BoltzmannGeneratorMove` with a conditioned generator does this for the temperature of each state. The
+        density is normalised, and the move exact, at every temperature, also where the generator was not trained.
+
+        Parameters
+        ----------
+        temperature : Quantity or float (K)
+
+        Raises
+        ------
+        ValueError
+            If the generator was not made with a `temperature_range`, or the temperature is not positive.
+        """
+        if self.config.temperature_range is None:
+            raise ValueError(
+                "The generator has one density for all temperatures. Make one that depends on the temperature with "
+                "from_system(..., temperature_range=(300.0, 500.0)) and train it."
+            )
+        view = copy.copy(self)
+        view._temperature = _in_kelvin(temperature)
+        view.flow = copy.copy(self.flow)
+        view.flow.set_temperature(view._temperature)
+        view._hashed = view._saved = view._soundness = None
+        return view
 
     @property
     def topology(self) -> openmm.app.Topology:
@@ -348,6 +390,18 @@ class BoltzmannGenerator:
             progress=progress,
         )
 
+    @contextmanager
+    def _held_at(self, temperature: float) -> Iterator[None]:
+        """Let a temperature-conditioned generator be that of another temperature (K) for a while; others stay."""
+        if self.config.temperature_range is None:
+            yield
+            return
+        self.flow.set_temperature(temperature)
+        try:
+            yield
+        finally:
+            self.flow.set_temperature(self._temperature)
+
     def _decoded(self, latents: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Positions and their log densities by the forward pass, in chunks."""
         array = np.array(latents, dtype=np.float64)
@@ -369,9 +423,11 @@ class BoltzmannGenerator:
         log_prob = log_prob - log_det - self.coordinates.log_jacobian(internal) - self.metric(positions)
         return positions, log_prob + self._log_constraint_jacobian
 
-    def _decode_given(self, circular: Tensor, rng: torch.Generator) -> Tensor:
-        """Positions with given torsions, everything else drawn from the flow."""
-        latent = self.flow.sample_base(len(circular), rng)[:, self.features.n_circular :]
+    def _decode_given(self, circular: Tensor, rng: torch.Generator, rows: slice | None = None) -> Tensor:
+        """Positions with given torsions, everything else drawn from the flow; of some rows only, if asked for."""
+        rows = slice(None) if rows is None else rows
+        latent = self.flow.sample_base(len(circular), rng)[rows, self.features.n_circular :]
+        circular = circular[rows]
         linear = self.flow.linear_given(circular, latent)
         return self.coordinates.to_cartesian(self.features.decode(circular.double(), linear.double())[0])
 
@@ -435,3 +491,10 @@ class BoltzmannGenerator:
         for part, module in {"features": self.features, "flow": self.flow}.items():
             prefix = f"{part}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def _in_kelvin(temperature: unit.Quantity | float) -> float:
+    kelvin = temperature.value_in_unit(unit.kelvin) if isinstance(temperature, unit.Quantity) else float(temperature)
+    if not (kelvin > 0.0 and math.isfinite(kelvin)):
+        raise ValueError(f"The temperature is {kelvin} K; it must be positive and finite.")
+    return float(kelvin)

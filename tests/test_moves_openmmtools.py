@@ -104,6 +104,13 @@ def test_free_energies_of_oscillators_agree_with_theory(
 
 
 @pytest.mark.slow
+def test_free_energies_of_oscillators_by_sams_agree_with_theory(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = test_sampling.TestHarmonicOscillatorsSAMSSampler
+    monkeypatch.setattr(suite, "N_ITERATIONS", 1000)
+    run_oscillators(suite, False, Independence(2), monkeypatch)
+
+
+@pytest.mark.slow
 def test_free_energies_of_oscillators_catch_a_forgotten_density(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Exception, match="exceeds MAX_SIGMA"):
         run_oscillators(test_sampling.TestHarmonicOscillatorsMultiStateSampler, False, WithoutLogProb(2), monkeypatch)

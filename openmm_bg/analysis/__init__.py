@@ -15,6 +15,7 @@ from openmm_bg.analysis.checks import Check, Verdict
 from openmm_bg.analysis.differences import AbsoluteFreeEnergy, FreeEnergyDifference
 from openmm_bg.analysis.dihedrals import BackbonePair, backbone_pairs, ramachandran_angles, slowest_pair, torsion_angles
 from openmm_bg.analysis.estimate import Estimate, agreement, z_score
+from openmm_bg.analysis.exchange import ExchangeStatistics, exchange_statistics
 from openmm_bg.analysis.find_basins import FoundBasins, find_basins
 from openmm_bg.analysis.free_energies import free_energy
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
@@ -39,6 +40,7 @@ __all__ = [
     "Convergence",
     "EnergyState",
     "Estimate",
+    "ExchangeStatistics",
     "FoundBasins",
     "FreeEnergyDifference",
     "FreeEnergyProfile",
@@ -61,6 +63,7 @@ __all__ = [
     "compare_populations",
     "effective_sample_size",
     "evaluate",
+    "exchange_statistics",
     "find_basins",
     "fraction_accepted",
     "free_energy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,10 +29,17 @@ class ConditionalAffine(nn.Module):
     hidden : int
         Width of the conditioner.
     generator : torch.Generator
+    conditions : sequence of int
+        Rows behind the embedding of all torsions that every group depends on too.
     """
 
     def __init__(
-        self, sizes: list[int], seen_torsions: list[list[int]], hidden: int, generator: torch.Generator
+        self,
+        sizes: list[int],
+        seen_torsions: list[list[int]],
+        hidden: int,
+        generator: torch.Generator,
+        conditions: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self._sizes = sizes
@@ -41,7 +49,11 @@ class ConditionalAffine(nn.Module):
             self.register_buffer(f"colouring_{group}", torch.eye(n))
             self.register_buffer(f"_below_{group}", torch.tril_indices(n, n, -1), persistent=False)
         self.conditioner = LocalConditioner(
-            [embedding_rows(torsions) for torsions in seen_torsions], self._n_outputs, 1, hidden, generator
+            [[*embedding_rows(torsions), *conditions] for torsions in seen_torsions],
+            self._n_outputs,
+            1,
+            hidden,
+            generator,
         )
         self.marginal = nn.Parameter(torch.zeros(sum(self._n_outputs), 1))
 

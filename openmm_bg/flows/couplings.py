@@ -7,6 +7,7 @@ features and `inverse` back; both return the logarithm of the absolute Jacobian 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,15 @@ from openmm_bg.flows.splines import n_parameters, rational_quadratic
 HARMONICS = 3  # cos and sin of 1, 2, 3 times a torsion: methyl groups are threefold
 
 
-def circular_embedding(torsions: Tensor) -> Tensor:
-    """Torsions as smooth periodic functions, shape (d, n) to (2 HARMONICS d, n), torsion by torsion."""
+def circular_embedding(torsions: Tensor, condition: Tensor | None = None) -> Tensor:
+    """Torsions as smooth periodic functions, shape (d, n) to (2 HARMONICS d, n), torsion by torsion.
+
+    Rows of a condition, shape (k, n), come behind them as they are.
+    """
     multiples = torch.arange(1, HARMONICS + 1, device=torsions.device, dtype=torsions.dtype)
     angles = torsions[:, None] * multiples[:, None]
-    return torch.cat([angles.cos(), angles.sin()], 1).flatten(0, 1)
+    embedded = torch.cat([angles.cos(), angles.sin()], 1).flatten(0, 1)
+    return embedded if condition is None else torch.cat([embedded, condition])
 
 
 def embedding_rows(torsions: list[int]) -> list[int]:
@@ -42,17 +47,29 @@ class CircularCoupling(nn.Module):
         Bins of the splines, width of the conditioner.
     generator : torch.Generator
         Source of the initial weights.
+    conditions : sequence of int
+        Rows behind the embedding of all torsions that every group sees too.
     """
 
     def __init__(
-        self, active: list[list[int]], seen: list[list[int]], n_bins: int, hidden: int, generator: torch.Generator
+        self,
+        active: list[list[int]],
+        seen: list[list[int]],
+        n_bins: int,
+        hidden: int,
+        generator: torch.Generator,
+        conditions: Sequence[int] = (),
     ) -> None:
         super().__init__()
         flat = [torsion for group in active for torsion in group]
         size = n_parameters(n_bins, circular=True)
         self.register_buffer("_active", torch.tensor(flat, dtype=torch.long), persistent=False)
         self.conditioner = LocalConditioner(
-            [embedding_rows(group) for group in seen], [len(group) for group in active], size, hidden, generator
+            [[*embedding_rows(group), *conditions] for group in seen],
+            [len(group) for group in active],
+            size,
+            hidden,
+            generator,
         )
         # the spline where nothing is known of the passive torsions
         self.marginal = nn.Parameter(torch.zeros(size, len(flat), 1))
@@ -62,16 +79,16 @@ class CircularCoupling(nn.Module):
     _active: Tensor
     shift: Tensor
 
-    def forward(self, torsions: Tensor) -> tuple[Tensor, Tensor]:
-        """Torsions of latents, shape (d, n), and ln |d torsions / d latent|, shape (n,)."""
-        parameters = self.marginal + self.conditioner(circular_embedding(torsions))
+    def forward(self, torsions: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Torsions of latents, shape (d, n), and ln |d torsions / d latent|, shape (n,), given rows of conditions."""
+        parameters = self.marginal + self.conditioner(circular_embedding(torsions, condition))
         start = torsions.index_select(0, self._active)
         moved, log_slope = rational_quadratic(start, parameters, bound=math.pi, circular=True)
         return torsions.index_copy(0, self._active, _wrap(moved + self.shift)), log_slope.sum(0)
 
-    def inverse(self, torsions: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, torsions: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents of torsions, and ln |d latent / d torsions|."""
-        parameters = self.marginal + self.conditioner(circular_embedding(torsions))
+        parameters = self.marginal + self.conditioner(circular_embedding(torsions, condition))
         start = _wrap(torsions.index_select(0, self._active) - self.shift)
         moved, log_slope = rational_quadratic(start, parameters, bound=math.pi, circular=True, inverse=True)
         return torsions.index_copy(0, self._active, moved), log_slope.sum(0)
@@ -90,6 +107,8 @@ class LinearCoupling(nn.Module):
     bound : float
         Half width of the splines; the identity outside.
     generator : torch.Generator
+    conditions : sequence of int
+        Rows behind the embedding of all torsions that every group sees too.
     """
 
     def __init__(
@@ -102,15 +121,16 @@ class LinearCoupling(nn.Module):
         hidden: int,
         bound: float,
         generator: torch.Generator,
+        conditions: Sequence[int] = (),
     ) -> None:
         super().__init__()
         flat = [row for group in active for row in group]
         size = n_parameters(n_bins, circular=False)
         self._bound = bound
         self.register_buffer("_active", torch.tensor(flat, dtype=torch.long), persistent=False)
-        offset = 2 * HARMONICS * n_torsions
+        offset = 2 * HARMONICS * n_torsions + len(conditions)
         inputs = [
-            embedding_rows(torsions) + [offset + row for row in rows]
+            [*embedding_rows(torsions), *conditions, *(offset + row for row in rows)]
             for torsions, rows in zip(seen_torsions, seen, strict=True)
         ]
         self.conditioner = LocalConditioner(inputs, [len(group) for group in active], size, hidden, generator)

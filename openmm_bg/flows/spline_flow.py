@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openmm_bg.flows.affine import ConditionalAffine
-from openmm_bg.flows.couplings import CircularCoupling, LinearCoupling, circular_embedding
+from openmm_bg.flows.couplings import HARMONICS, CircularCoupling, LinearCoupling, circular_embedding
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class FlowConfig:
         Largest number of linear features whose covariance is modelled in full.
     torsion_group_size : int
         Largest number of torsions that share one conditioner.
+    temperature_range : tuple of (float, float), optional
+        In K: the density depends on the temperature, and is meant to be trained between these two. None: one density.
     """
 
     torsion_layers: int = 4
@@ -48,10 +51,22 @@ class FlowConfig:
     linear_bound: float = 5.0
     group_size: int = 64
     torsion_group_size: int = 16
+    temperature_range: tuple[float, float] | None = None
 
-    def to_dict(self) -> dict[str, int | float]:
+    def __post_init__(self) -> None:
+        if self.temperature_range is None:
+            return
+        low, high = (float(temperature) for temperature in self.temperature_range)
+        if not 0.0 < low < high < math.inf:
+            raise ValueError(f"temperature_range is {self.temperature_range}; expected two rising temperatures in K.")
+        object.__setattr__(self, "temperature_range", (low, high))
+
+    def to_dict(self) -> dict[str, Any]:
         """Plain data for the model file."""
-        return asdict(self)
+        described = asdict(self)
+        if self.temperature_range is None:  # files of generators for one temperature have no such entry
+            del described["temperature_range"]
+        return described
 
 
 class SplineFlow(nn.Module):
@@ -71,6 +86,8 @@ class SplineFlow(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.config = config
         self.n_circular, self.n_linear = len(torsion_places), len(linear_places)
+        self._conditions = [] if config.temperature_range is None else [2 * HARMONICS * self.n_circular]
+        self._log_ratio = 0.0
         order = sorted(range(self.n_linear), key=lambda i: (linear_places[i], i))
         places = [linear_places[i] for i in order]
         self.register_buffer("_order", torch.tensor(order, dtype=torch.long), persistent=False)
@@ -97,10 +114,11 @@ class SplineFlow(nn.Module):
                     config.linear_hidden,
                     config.linear_bound,
                     generator,
+                    self._conditions,
                 )
             )
         self.affine = ConditionalAffine(
-            [len(group) for group in groups], near_torsions, config.affine_hidden, generator
+            [len(group) for group in groups], near_torsions, config.affine_hidden, generator, self._conditions
         )
 
     _order: Tensor
@@ -113,20 +131,41 @@ class SplineFlow(nn.Module):
         seen = [
             [i for i in _within(places, *_reach([places[j] for j in block])) if i not in active] for block in members
         ]
-        return CircularCoupling(members, seen, self.config.torsion_bins, self.config.torsion_hidden, generator)
+        return CircularCoupling(
+            members, seen, self.config.torsion_bins, self.config.torsion_hidden, generator, self._conditions
+        )
+
+    def set_temperature(self, temperature: float) -> None:
+        """Let a flow with a `temperature_range` be the density of a temperature in K, in the range or not.
+
+        Linear features are as wide as those of the middle of the range times the root of the ratio of temperatures,
+        as of harmonic oscillators; what else depends on the temperature, the conditioners learn.
+        """
+        assert self.config.temperature_range is not None
+        self._log_ratio = math.log(temperature) - 0.5 * sum(map(math.log, self.config.temperature_range))
+
+    def _condition(self, like: Tensor) -> Tensor | None:
+        """The temperature as conditioners see it beside the torsions, a row for as many configurations."""
+        if self.config.temperature_range is None:
+            return None
+        low, high = self.config.temperature_range
+        return like.new_full((1, like.shape[1]), 2.0 * self._log_ratio / math.log(high / low))
 
     @torch.no_grad()
     def standardise(self, linear: Tensor) -> None:
-        """Take the fixed whitening of linear features from data, shape (n, n_linear)."""
+        """Take the fixed whitening of linear features from data, shape (n, n_linear), at the flow's temperature."""
         if self.n_linear:
-            self.affine.standardise(linear.T[self._order])
+            linear = linear.T[self._order]
+            mean = linear.mean(1, keepdim=True)
+            self.affine.standardise(mean + (linear - mean) * math.exp(-0.5 * self._log_ratio))
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""
         torsions, linear = latent.T.contiguous().split([self.n_circular, self.n_linear])
         log_det = latent.new_zeros(len(latent))
+        condition = self._condition(torsions)
         for layer in self.torsion_layers:
-            torsions, change = layer(torsions)
+            torsions, change = layer(torsions, condition)
             log_det = log_det + change
         linear, change = self._linear_given(torsions, linear)
         return torsions.T, linear[self._rank].T, log_det + change
@@ -138,12 +177,12 @@ class SplineFlow(nn.Module):
     def _linear_given(self, torsions: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
         log_det = linear.new_zeros(linear.shape[1])
         if self.n_linear:
-            embedded = circular_embedding(torsions)
+            embedded = circular_embedding(torsions, self._condition(torsions))
             for layer in self.linear_layers:
                 linear, change = layer(linear, embedded)
                 log_det = log_det + change
-            linear, change = self.affine(linear, embedded)
-            log_det = log_det + change
+            linear, change = self.affine(linear * math.exp(0.5 * self._log_ratio), embedded)
+            log_det = log_det + change + 0.5 * self.n_linear * self._log_ratio
         return linear, log_det
 
     def inverse(self, torsions: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,8 +190,10 @@ class SplineFlow(nn.Module):
         torsions, linear = torsions.T.contiguous(), linear.T[self._order]
         log_det = torsions.new_zeros(torsions.shape[1])
         if self.n_linear:
-            embedded = circular_embedding(torsions)
+            embedded = circular_embedding(torsions, self._condition(torsions))
             linear, log_det = self.affine.inverse(linear, embedded)
+            linear = linear * math.exp(-0.5 * self._log_ratio)
+            log_det = log_det - 0.5 * self.n_linear * self._log_ratio
             for layer in reversed(list(self.linear_layers)):
                 assert isinstance(layer, LinearCoupling)
                 linear, change = layer.inverse(linear, embedded)
@@ -167,9 +208,10 @@ class SplineFlow(nn.Module):
 
     def _invert_torsions(self, torsions: Tensor) -> tuple[Tensor, Tensor]:
         log_det = torsions.new_zeros(torsions.shape[1])
+        condition = self._condition(torsions)
         for layer in reversed(list(self.torsion_layers)):
             assert isinstance(layer, CircularCoupling)
-            torsions, change = layer.inverse(torsions)
+            torsions, change = layer.inverse(torsions, condition)
             log_det = log_det + change
         return torsions, log_det
 

@@ -82,6 +82,11 @@ class Scan:
         return int((np.isfinite(self.log_prob[1:]) & ~np.isfinite(self.reduced_potential[1:])).sum())
 
     @property
+    def moved(self) -> bool:
+        """Whether the last state of the chain is a proposal, and not the state that the scan started from."""
+        return bool(self.chain[-1] != 0)
+
+    @property
     def start_off_support(self) -> bool:
         """Whether the scan started, and so stayed, at a state that the density can not propose."""
         return not np.isfinite(self.log_prob[0])

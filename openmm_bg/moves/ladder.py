@@ -13,7 +13,7 @@ from pymbar import MBAR
 from scipy.special import logsumexp
 
 from openmm_bg.density import FloatArray
-from openmm_bg.moves.bridge import BridgedSystem
+from openmm_bg.moves.bridged_system import BridgedSystem
 from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.potentials import choose_platform
 from openmm_bg.potentials.python_force import LAMBDA, TEMPERATURE, kB

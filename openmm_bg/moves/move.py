@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import logging
 import os
 import weakref
 from collections import defaultdict
@@ -15,7 +13,6 @@ from typing import Any, Literal
 import mpiplus
 import numpy as np
 import openmm
-import torch
 from openmm import unit
 from openmmtools.cache import ContextCache
 from openmmtools.mcmc import MCMCMove
@@ -24,22 +21,17 @@ from openmmtools.states import SamplerState, ThermodynamicState
 from openmm_bg.density import FloatArray, ProposalDensity
 from openmm_bg.moves.annealed import Annealed
 from openmm_bg.moves.coupling import CoupledLangevin, Coupling
-from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
-from openmm_bg.moves.independence import Independence, Scan
+from openmm_bg.moves.independence import Scan
 from openmm_bg.moves.kernel import Kernel, restored_kernel, stored_options
-from openmm_bg.moves.pose import align, check_energy_invariance, check_free_pose, particle_masses
+from openmm_bg.moves.scans import MAX_SEED, GeneratorScans, at_temperature, check_finite, known_backend
 from openmm_bg.moves.solute import solute_system
 from openmm_bg.moves.solvated import SolvatedPaths, SolvatedScan
-from openmm_bg.potentials import TorchBackend
 from openmm_bg.registry import reference, register, resolve
 
 ScanObserver = Callable[[Scan, ThermodynamicState], None]
 
-_logger = logging.getLogger(__name__)
 _observers: list[ScanObserver] = []
 _streams: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)  # by seed; no two moves share a stream
-_COUNTERS = ("n_accepted", "n_proposed", "n_nonfinite_energy", "n_off_support", "n_current_off_support")
-_MAX_SEED = np.iinfo(np.int32).max
 
 
 @contextmanager
@@ -67,7 +59,7 @@ def observe_scans(observer: ScanObserver) -> Iterator[None]:
         _observers.remove(observer)
 
 
-class BoltzmannGeneratorMove(MCMCMove):
+class BoltzmannGeneratorMove(GeneratorScans, MCMCMove):
     """Metropolis steps with proposals from a Boltzmann generator, exact however good or bad the generator is.
 
     Each application draws `kernel.n_proposals` configurations of the whole molecule and accepts or rejects them in
@@ -121,12 +113,6 @@ class BoltzmannGeneratorMove(MCMCMove):
     >>> move = SequenceMove([BoltzmannGeneratorMove(generator), LangevinDynamicsMove(n_steps=500)])  # doctest: +SKIP
     """
 
-    n_accepted: int
-    n_proposed: int
-    n_nonfinite_energy: int
-    n_off_support: int
-    n_current_off_support: int
-
     def __init__(
         self,
         generator: ProposalDensity,
@@ -136,10 +122,9 @@ class BoltzmannGeneratorMove(MCMCMove):
         energies: Literal["openmm", "torch"] = "openmm",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
+        MCMCMove.__init__(self)
         register(generator)
-        self.generator = generator
-        self.kernel: Kernel = Independence() if kernel is None else kernel
+        GeneratorScans.__init__(self, generator, kernel, energies)
         self.atom_subset = None if atom_subset is None else [int(atom) for atom in atom_subset]
         if (self.atom_subset is not None) != (self._coupled is not None):
             raise ValueError(
@@ -147,9 +132,7 @@ class BoltzmannGeneratorMove(MCMCMove):
                 f"is {'not given' if atom_subset is None else 'given'} and the kernel is {self.kernel}. Use "
                 "kernel=Annealed(n_proposals=1, n_steps=1000, propagation=CoupledLangevin()) with atom_subset."
             )
-        self.energies = _known_backend(energies)
         self.seed = None if seed is None else int(seed)
-        self.reset_statistics()
         self._begin_process_state()
 
     def apply(
@@ -178,45 +161,24 @@ class BoltzmannGeneratorMove(MCMCMove):
             energies="torch"), or the current positions are not finite.
         """
         context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
-        current = self._finite_positions(sampler_state)
-        energies = self._energies_in(context, thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole))
+        current: FloatArray = np.array(sampler_state.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+        check_finite(current)
+        sampler_state.apply_to_context(context)
+        kT = thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole)
         if self.atom_subset is None:
-            scan = self._scan(thermodynamic_state, context, energies, current, sampler_state)
+            scan = self.scan_in(context, kT, current, self._random())
         else:
-            scan = self._scan_subset(context, energies, current, sampler_state)
-
-        final = int(scan.chain[-1])
-        if final == 0:
+            scan = self._scan_subset(context, kT, current, sampler_state)
+        if not scan.moved:
             sampler_state.apply_to_context(context)
-        else:
-            energies.place(scan.positions[final])
-        if final != 0 and isinstance(scan, SolvatedScan) and self._coupled and self._coupled.carry_velocities:
-            context.setVelocities(scan.velocities[final])
-        elif final != 0 or sampler_state.velocities is None:
+        if scan.moved and isinstance(scan, SolvatedScan) and self._coupled and self._coupled.carry_velocities:
+            context.setVelocities(scan.velocities[scan.chain[-1]])
+        elif scan.moved or sampler_state.velocities is None:
             self._refresh_velocities(context, thermodynamic_state)
         sampler_state.update_from_context(context)
-        self._record(scan)
+        self.count(scan)
         for observer in _observers:
             observer(scan, thermodynamic_state)
-
-    @property
-    def fraction_accepted(self) -> float:
-        """Accepted part of all proposals; NaN before the first."""
-        return self.n_accepted / self.n_proposed if self.n_proposed else float("nan")
-
-    @property
-    def statistics(self) -> dict[str, int]:
-        """All counts; what openmmtools stores and shares between MPI processes."""
-        return {name: getattr(self, name) for name in _COUNTERS}
-
-    @statistics.setter
-    def statistics(self, value: dict[str, int]) -> None:
-        for name in _COUNTERS:
-            setattr(self, name, int(value.get(name, 0)))
-
-    def reset_statistics(self) -> None:
-        """Set all counts to zero, for instance after equilibration."""
-        self.statistics = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -235,7 +197,7 @@ class BoltzmannGeneratorMove(MCMCMove):
         self.generator = resolve(state["generator"])
         self.kernel = restored_kernel(state["kernel"])
         self.atom_subset = state.get("atom_subset")
-        self.energies = _known_backend(state.get("energies", "openmm"))
+        self.energies = known_backend(state.get("energies", "openmm"))
         self.seed = state.get("seed")
         self.statistics = state.get("statistics", {})
         self._begin_process_state()
@@ -248,13 +210,10 @@ class BoltzmannGeneratorMove(MCMCMove):
 
     def _begin_process_state(self) -> None:
         """Set what belongs to this object in this process and is never stored or copied."""
-        self.last_scan: Scan | None = None
+        self._forget_contexts()
         self._rng: np.random.Generator | None = None
         self._rng_process: int | None = None
-        self._warned_off_support = False
-        self._torch: weakref.WeakKeyDictionary[openmm.Context, TorchBackend] = weakref.WeakKeyDictionary()
         self._couplings: weakref.WeakKeyDictionary[openmm.Context, Coupling] = weakref.WeakKeyDictionary()
-        self._checked: weakref.WeakKeyDictionary[openmm.Context, _Checked] = weakref.WeakKeyDictionary()
 
     @property
     def _coupled(self) -> CoupledLangevin | None:
@@ -262,45 +221,32 @@ class BoltzmannGeneratorMove(MCMCMove):
         propagation = self.kernel.propagation if isinstance(self.kernel, Annealed) else None
         return propagation if isinstance(propagation, CoupledLangevin) else None
 
-    def _scan(
-        self,
-        thermodynamic_state: ThermodynamicState,
-        context: openmm.Context,
-        energies: ContextEnergies,
-        current: FloatArray,
-        sampler_state: SamplerState,
-    ) -> Scan:
-        """Proposals of whole Systems."""
-        masses = self._check(thermodynamic_state, context, energies, current)
-        sampler_state.apply_to_context(context)
-
-        def place(positions: FloatArray) -> FloatArray:
-            return align(positions, current, masses) if self.generator.pose == "invariant" else positions
-
-        return self.kernel.scan(self.generator, current, place, energies, self._random())
-
     def _scan_subset(
-        self, context: openmm.Context, energies: ContextEnergies, current: FloatArray, sampler_state: SamplerState
+        self, context: openmm.Context, kT: float, current: FloatArray, sampler_state: SamplerState
     ) -> Scan:
-        """Proposals of a solute, to which its solvent adapts."""
+        """Proposals of a solute, to which its solvent adapts; as `scan_in`."""
         assert isinstance(self.kernel, Annealed)
         assert self._coupled is not None
         assert self.atom_subset is not None
         rng = self._random()
+        energies = self._energies_in(context, kT)
+        density = at_temperature(self.generator, kT)
         coupling = self._couplings.get(context)
         if coupling is None:
             self.generator.check(solute_system(context.getSystem(), self.atom_subset))
-            seed = int(rng.integers(1, _MAX_SEED))
-            frame = self.generator.sample(1, rng=0).positions[0]
-            made = Coupling(context, self.atom_subset, self._coupled, energies.kT, seed, frame)
+            seed = int(rng.integers(1, MAX_SEED))
+            frame = density.sample(1, rng=0).positions[0]
+            made = Coupling(context, self.atom_subset, self._coupled, kT, seed, frame)
             coupling = self._couplings.setdefault(context, made)
         sampler_state.apply_to_context(context)
-        coupling.follow(context, energies.kT)
+        coupling.follow(context, kT)
         velocities = sampler_state.velocities if self._coupled.carry_velocities else None
         if velocities is not None:
             velocities = velocities.value_in_unit(unit.nanometer / unit.picosecond)
-        paths = SolvatedPaths(self.kernel, self.generator, self.atom_subset, coupling, energies, rng)
-        return paths.scan(current, velocities)
+        scan = SolvatedPaths(self.kernel, density, self.atom_subset, coupling, energies, rng).scan(current, velocities)
+        if scan.moved:
+            energies.place(scan.positions[scan.chain[-1]])
+        return scan
 
     def _random(self) -> np.random.Generator:
         """Random numbers of this object in this process: a copied or forked generator would repeat its stream."""
@@ -314,91 +260,7 @@ class BoltzmannGeneratorMove(MCMCMove):
             self._rng_process = os.getpid()
         return self._rng
 
-    def _energies_in(self, context: openmm.Context, kT: float) -> ContextEnergies:
-        if self.energies == "openmm":
-            return ContextEnergies(context, kT)
-        backend = self._torch.get(context)
-        if backend is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            backend = self._torch.setdefault(context, TorchBackend(context.getSystem(), device))
-        return TorchEnergies(context, kT, backend)
-
-    @staticmethod
-    def _finite_positions(sampler_state: SamplerState) -> FloatArray:
-        positions: FloatArray = np.array(sampler_state.positions.value_in_unit(unit.nanometer), dtype=np.float64)
-        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-        if len(bad):
-            raise ValueError(
-                f"The current positions of {len(bad)} of {len(positions)} atoms are not finite (first: atom {bad[0]}). "
-                "Start from finite positions; if a dynamics move made them, minimise first or reduce its timestep."
-            )
-        return positions
-
-    def _check(
-        self,
-        thermodynamic_state: ThermodynamicState,
-        context: openmm.Context,
-        energies: ContextEnergies,
-        current: FloatArray,
-    ) -> FloatArray:
-        """Refuse what the move can not sample exactly, once per Context and its parameters; return the masses."""
-        checked = self._checked.get(context)
-        if checked is None:
-            if thermodynamic_state.is_periodic or thermodynamic_state.pressure is not None:
-                raise ValueError(
-                    "The System is periodic or at constant pressure, as with explicit solvent. The generator proposes "
-                    "a whole molecule at once: the solvent around the old one would clash with every proposal. Use "
-                    "implicit solvent (for instance amber99_obc.xml or implicit/gbn2.xml) with "
-                    "nonbondedMethod=NoCutoff and no barostat, or propose the solute alone and let the solvent adapt: "
-                    "atom_subset with kernel=Annealed(..., propagation=CoupledLangevin())."
-                )
-            system = thermodynamic_state.get_system(remove_thermostat=True, remove_barostat=True)
-            self.generator.check(system)
-            if self.generator.pose == "invariant":
-                check_free_pose(system)
-            checked = self._checked.setdefault(context, _Checked(particle_masses(system)))
-        parameters = dict(context.getParameters())
-        if (
-            self.generator.pose == "invariant"
-            and parameters != checked.parameters
-            and check_energy_invariance(energies.potential_energy, current, checked.masses)
-        ):
-            checked.parameters = parameters
-        return checked.masses
-
     def _refresh_velocities(self, context: openmm.Context, thermodynamic_state: ThermodynamicState) -> None:
         """Draw Maxwell-Boltzmann velocities at the new positions, projected on the constraints there."""
-        seed = int(self._random().integers(1, _MAX_SEED))
+        seed = int(self._random().integers(1, MAX_SEED))
         context.setVelocitiesToTemperature(thermodynamic_state.temperature, seed)
-
-    def _record(self, scan: Scan) -> None:
-        self.last_scan = scan
-        self.n_accepted += scan.n_accepted
-        self.n_proposed += scan.n_proposed
-        self.n_nonfinite_energy += scan.n_nonfinite_energy
-        self.n_off_support += scan.n_off_support
-        if scan.start_off_support:
-            self.n_current_off_support += scan.n_proposed
-            if not self._warned_off_support:
-                self._warned_off_support = True
-                _logger.warning(
-                    "The generator can not propose the current state (its log density is not finite), so its move "
-                    "keeps it. If n_current_off_support goes on growing, the generator does not cover a state that "
-                    "the other moves reach."
-                )
-
-
-def _known_backend(name: str) -> Literal["openmm", "torch"]:
-    if name == "openmm":
-        return "openmm"
-    if name == "torch":
-        return "torch"
-    raise ValueError(f"Unknown energies {name!r}; expected 'openmm' or 'torch'.")
-
-
-@dataclasses.dataclass
-class _Checked:
-    """A System that the generator was found to fit, and the Context parameters at which its pose was found free."""
-
-    masses: FloatArray
-    parameters: dict[str, float] | None = None

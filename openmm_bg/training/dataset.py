@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from openmm import unit
 from torch import Tensor
 
 from openmm_bg.coordinates.internal import Internal
@@ -109,7 +110,8 @@ def prepare(
         internal = Internal(*(value[kept] for value in internal))
         generator.features.standardise(internal)
         circular, linear, _ = generator.features.encode(internal)
-        generator.flow.standardise(linear)
+        with generator._held_at(temperature or generator.temperature.value_in_unit(unit.kelvin)):
+            generator.flow.standardise(linear)
     finally:
         generator.to(device)
     return Dataset(

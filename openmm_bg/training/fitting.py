@@ -13,6 +13,7 @@ from openmm_bg.potentials import SystemPotential
 from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import prepare
 from openmm_bg.training.history import TrainingHistory
+from openmm_bg.training.processes import Processes
 from openmm_bg.training.progress import show_progress
 from openmm_bg.training.simulate import simulate
 from openmm_bg.training.stages import Stage, default_stages
@@ -71,9 +72,11 @@ def fit(
     _check_limits(max_seconds, None)
     steps = 2000 if max_steps is None else max_steps
     stages = (Stage("data", steps, nll=1.0, batch_size=512, patience=6, learning_rate=(1e-3, 1e-4)),)
+    processes = Processes.find()
+    processes.check_batches(stages)
     checkpoint = None if folder is None else Checkpoint(Path(folder))
     dataset = prepare(generator, trajectory, weights, validation_fraction)
-    with show_progress(progress) as report:
+    with show_progress(progress if processes.rank == 0 else False) as report:
         return Trainer(
             generator,
             None,
@@ -84,6 +87,7 @@ def fit(
             checkpoint=checkpoint,
             seed=generator._seed,
             report=report,
+            processes=processes,
         ).run()
 
 
@@ -149,13 +153,20 @@ def train(
     recipe = default_stages() if stages is None else tuple(stages)
     if not recipe:
         raise ValueError("There are no stages to train; give at least one, or None for the default recipe.")
+    processes = Processes.find()
+    processes.check_batches(recipe)
+    if data is None and processes.size > 1:
+        raise ValueError(
+            f"Training in {processes.size} processes needs data that all of them read: make them first, with "
+            "`openmm-bg simulate` or openmm_bg.training.simulate.simulate, and pass data=..."
+        )
     seed = generator._seed if seed is None else seed
     root = None if folder is None else Path(folder)
     checkpoint = None if root is None else Checkpoint(root)
     if data is None:
         data = _hot_dynamics(generator, potential, root, seed)
     dataset = prepare(generator, data, None, 0.1)
-    with show_progress(progress) as report:
+    with show_progress(progress if processes.rank == 0 else False) as report:
         return Trainer(
             generator,
             potential,
@@ -166,6 +177,7 @@ def train(
             checkpoint=checkpoint,
             seed=seed,
             report=report,
+            processes=processes,
         ).run()
 
 

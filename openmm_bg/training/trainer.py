@@ -27,6 +27,7 @@ from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reve
 from openmm_bg.training.monitor import EVALUATION_SIZE, evaluate
 from openmm_bg.training.optimizer import make_optimizer, one_thread_if_small
 from openmm_bg.training.pool import Pool, draw_pool
+from openmm_bg.training.processes import Processes
 from openmm_bg.training.stages import Stage
 from openmm_bg.training.wells import Wells, starved_wells
 
@@ -59,6 +60,9 @@ class Trainer:
     seed : int
     report : callable or None
         Called with a record after every logged step.
+    processes : Processes
+        Those that share the work. The first one's seed and parameters are everybody's; it alone writes checkpoints and
+        reports.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Trainer:
         checkpoint: Checkpoint | None,
         seed: int,
         report: Report | None,
+        processes: Processes | None = None,
     ) -> None:
         self.generator = generator
         self.dataset = dataset
@@ -81,7 +86,9 @@ class Trainer:
         self._stages = stages
         self._max_seconds = max_seconds
         self._max_evaluations = max_evaluations
-        self._report = report
+        self._processes = Processes() if processes is None else processes
+        self._report = report if self._processes.rank == 0 else None
+        seed, generator._seed = self._processes.agree((seed, generator._seed))
         self._rng = torch.Generator().manual_seed(seed)
         self._optimizer = make_optimizer(generator)
         self._norms: deque[float] = deque(maxlen=100)
@@ -92,9 +99,10 @@ class Trainer:
         self._hot = dataset.temperature or self._target
         self._energy_mean: float | None = None
         self._pool: Pool | None = None
+        self._pool_temperature = self._target
         self._skipped = 0  # steps in a row whose gradient was not finite
         self._wide: SplineFlow | None = None  # the flow as it was when the first stage with energies began
-        self._evaluations_before = 0
+        self._evaluations_before = self._evaluations_elsewhere = 0  # of interrupted runs; of other processes
         self._evaluations_at_start = 0 if potential is None else potential.n_evaluations
         run = {
             "molecule or flow sizes": generator._description(),
@@ -103,6 +111,7 @@ class Trainer:
             "data": dataset.digest(),
         }
         self._run = json.loads(json.dumps(run))  # as a checkpoint holds it: lists for tuples
+        self._share_start()
         self._stage_index, self._step = 0, 0
         self._stage_seconds = 0.0
         self._best: tuple[float, dict[str, Tensor]] | None = None
@@ -111,8 +120,7 @@ class Trainer:
 
     def run(self) -> TrainingHistory:
         """Run what is left of the stages; on Ctrl-C or an error, write a checkpoint first."""
-        if self._checkpoint is not None and self._checkpoint.exists():
-            self._restore()
+        self._restore()
         self._clock = time.perf_counter()
         try:
             with one_thread_if_small(self.generator):
@@ -128,11 +136,14 @@ class Trainer:
     def _run_stage(self, stage: Stage) -> None:
         budget = self._budget(stage)
         if stage.needs_energies and self._wide is None:
-            self._wide = copy.deepcopy(self.generator.flow).requires_grad_(False)
+            with self.generator._held_at(self._hot):
+                self._wide = copy.deepcopy(self.generator.flow).requires_grad_(False)
         saved = time.perf_counter()
         while True:
             self._count_time()
-            progress = max(self._step / stage.steps, self._stage_seconds / budget if budget else 0.0)
+            progress = self._step / stage.steps
+            if budget:
+                progress = max(progress, self._processes.agree(self._stage_seconds / budget))
             reason = self._reason_to_stop(stage, progress)
             if reason is not None:
                 break
@@ -198,26 +209,36 @@ class Trainer:
         return self._max_evaluations is None or self._evaluations() + n_evaluations <= self._max_evaluations
 
     def _take_step(self, stage: Stage, progress: float) -> dict[str, Any]:
-        temperature = stage.temperature_at(progress, self._hot, self._target)
+        temperature = self._temperature(stage, progress)
         kt = BOLTZMANN * temperature
         parts: dict[str, Tensor] = {}
         record: dict[str, Any] = {"temperature": temperature}
         if stage.nll:
             rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
+            rows = rows[self._processes.share(len(rows))]
             features = self._to_device(self.dataset.circular[rows], self.dataset.linear[rows])
-            parts["nll"] = -stage.nll * log_likelihood(self.generator, *features).mean()
+            with self.generator._held_at(self._hot):
+                parts["nll"] = -stage.nll * self._mean(log_likelihood(self.generator, *features), stage.batch_size)
         if stage.torsion_nll:
             rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
+            rows = rows[self._processes.share(len(rows))]
             circular = self._to_device(self.dataset.circular[rows])[0]
-            parts["torsion_nll"] = -stage.torsion_nll * self.generator.flow.torsion_log_prob(circular).mean()
+            with self.generator._held_at(self._hot):
+                log_prob = self.generator.flow.torsion_log_prob(circular)
+                parts["torsion_nll"] = -stage.torsion_nll * self._mean(log_prob, stage.batch_size)
         if stage.reverse_kl or stage.conditional_kl:
-            parts |= self._reverse_kl(stage, kt, record)
+            with self.generator._held_at(temperature):
+                parts |= self._reverse_kl(stage, kt, record)
         if stage.reweighted:
             if self._step % stage.refresh == 0:
-                self._refresh_pool(stage, kt)
+                self._pool_temperature = temperature
+                with self.generator._held_at(temperature):
+                    self._refresh_pool(stage, kt)
             if self._pool is not None:
-                circular = self._pool.circular[self._draw(self._pool.weights, stage.batch_size)]
-                parts["reweighted"] = -stage.reweighted * self.generator.flow.torsion_log_prob(circular).mean()
+                rows = self._draw(self._pool.weights, stage.batch_size)[self._processes.share(stage.batch_size)]
+                with self.generator._held_at(self._pool_temperature):
+                    log_prob = self.generator.flow.torsion_log_prob(self._pool.circular[rows])
+                    parts["reweighted"] = -stage.reweighted * self._mean(log_prob, stage.batch_size)
         if not parts:
             return record
         loss = torch.stack([part.double() for part in parts.values()]).sum()
@@ -228,6 +249,7 @@ class Trainer:
             group["lr"] = factor * stage.learning_rate_at(progress, self._step)
         self._optimizer.zero_grad()
         loss.backward()
+        self._processes.sum_gradients(self.generator.flow.parameters())
         limit = CLIP_FACTOR * statistics.median(self._norms) if len(self._norms) >= 10 else FIRST_CLIP
         norm = float(torch.nn.utils.clip_grad_norm_(self.generator.flow.parameters(), limit))
         record["gradient_norm"] = norm
@@ -242,26 +264,46 @@ class Trainer:
                     f"Training diverged in stage {stage.name!r}: the gradients of {MOST_SKIPPED} steps in a row are "
                     "not finite. Start anew with a lower learning rate, or look at the data and the energies."
                 )
-        return record | {"loss": float(loss.detach())} | {name: float(part.detach()) for name, part in parts.items()}
+        losses = self._processes.sum(float(loss.detach()), *(float(part.detach()) for part in parts.values()))
+        return record | dict(zip(("loss", *parts), losses, strict=True))
+
+    def _temperature(self, stage: Stage, progress: float) -> float:
+        """Temperature (K) of the energy losses of a step.
+
+        A temperature-conditioned generator that has arrived at its own is trained for its whole range from there on.
+        """
+        temperature = stage.temperature_at(progress, self._hot, self._target)
+        if self.generator.config.temperature_range is None or temperature != self._target:
+            return temperature
+        low, high = self.generator.config.temperature_range
+        return low * (high / low) ** float(torch.rand((), generator=self._rng))
 
     def _reverse_kl(self, stage: Stage, kt: float, record: dict[str, Any]) -> dict[str, Tensor]:
         """Reverse KL of fresh samples, and of samples at torsions of the data; energies in one batch."""
-        generator, positions = self.generator, []
+        generator, positions, share = self.generator, [], self._processes.share
         if stage.reverse_kl:
-            positions.append(generator._decode(generator.flow.sample_base(stage.batch_size, self._rng))[0])
+            latent = generator.flow.sample_base(stage.batch_size, self._rng)
+            positions.append(generator._decode(latent[share(len(latent))])[0])
         if stage.conditional_kl:
             rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size // 4)]
-            positions.append(generator._decode_given(self._to_device(self.dataset.circular[rows])[0], self._rng))
+            circular = self._to_device(self.dataset.circular[rows])[0]
+            positions.append(generator._decode_given(circular, self._rng, share(len(rows))))
         sizes = [len(part) for part in positions]
         batch = torch.cat(positions)
         log_prob = generator._path_log_prob(batch)
         reduced = self._energies()(batch) / kt
-        record["finite"] = float(torch.isfinite(reduced).double().mean())
+        usable = torch.isfinite(reduced) & torch.isfinite(log_prob)
+        own = [float(part.sum()) for part in usable.split(sizes)]
+        n_finite, n_all, *n_usable = self._processes.sum(float(torch.isfinite(reduced).sum()), len(reduced), *own)
+        self._count_evaluations()
+        record["finite"] = n_finite / n_all
         # by equipartition, where harmonic energies at this temperature are expected to be
         mean = (self._mean_energy() - 0.5 * generator.n_dof * (BOLTZMANN * self._hot - kt)) / kt
         losses = [
-            reverse_kl(own_log_prob, own_reduced, EnergyCap(), mean)
-            for own_log_prob, own_reduced in zip(log_prob.split(sizes), reduced.split(sizes), strict=True)
+            reverse_kl(own_log_prob, own_reduced, EnergyCap(), mean) * (n / max(n_together, 1.0))
+            for own_log_prob, own_reduced, n, n_together in zip(
+                log_prob.split(sizes), reduced.split(sizes), own, n_usable, strict=True
+            )
         ]
         weights = {"reverse_kl": stage.reverse_kl, "conditional_kl": stage.conditional_kl}
         names = [name for name, weight in weights.items() if weight]
@@ -270,15 +312,16 @@ class Trainer:
     def _refresh_pool(self, stage: Stage, kt: float) -> None:
         """Weigh torsions at the present temperature; keep them if the weights are even enough."""
         assert self._wide is not None  # set when the stage began
-        pool = draw_pool(self.generator, self._wide, self._energies().energy, kt, stage.pool_size, self._rng)
-        self._pool = pool if pool is not None and pool.ess_fraction >= stage.minimum_ess else None
+        pool = draw_pool(self.generator, self._wide, self._energy, kt, stage.pool_size, self._rng)
+        pool = self._processes.agree(None if pool is None else Pool(pool.circular.cpu(), pool.weights))
+        self._pool = None
+        if pool is not None and pool.ess_fraction >= stage.minimum_ess:
+            self._pool = Pool(pool.circular.to(self.generator.device), pool.weights)
 
     def _evaluate(self) -> None:
         if not self._affordable(EVALUATION_SIZE):
             return
-        found = evaluate(
-            self.generator, self._energies().energy, BOLTZMANN * self._target, self._wells, self._pool, self._rng
-        )
+        found = evaluate(self.generator, self._energy, BOLTZMANN * self._target, self._wells, self._pool, self._rng)
         stage = self._stages[self._stage_index].name
         self.history.evaluations.append({"stage": stage, "seconds": self.history.seconds, **found})
 
@@ -318,11 +361,11 @@ class Trainer:
     def _validate(self) -> float:
         """Weighted loss of the held-out frames; the flow is remembered if it has never been lower in this stage."""
         total, data = 0.0, self.dataset
-        with torch.no_grad():
+        with torch.no_grad(), self.generator._held_at(self._hot):
             for rows in data.validation.split(CHUNK):
                 features = self._to_device(data.circular[rows], data.linear[rows])
                 total -= float(data.weights[rows].double() @ log_likelihood(self.generator, *features).cpu())
-        loss = total / float(data.weights[data.validation].double().sum())
+        loss = self._processes.agree(total / float(data.weights[data.validation].double().sum()))
         if self._best is None or loss < self._best[0]:
             self._best, self._since_best = (loss, copy.deepcopy(self.generator.flow.state_dict())), 0
         else:
@@ -339,13 +382,29 @@ class Trainer:
         assert self._potential is not None  # checked by train before the first stage
         return self._potential
 
+    def _mean(self, values: Tensor, n: int) -> Tensor:
+        """What this process's share adds to the mean over a batch of n."""
+        return values.mean() * (len(values) / n)
+
+    def _energy(self, positions: FloatArray) -> FloatArray:
+        """Energies, kJ/mol, of positions that all processes have."""
+        energies = self._processes.evaluate(self._energies().energy, positions)
+        self._count_evaluations()
+        return energies
+
+    def _count_evaluations(self) -> None:
+        own = self._own_evaluations()
+        self._evaluations_elsewhere = round(self._processes.sum(own)[0]) - own
+
+    def _own_evaluations(self) -> int:
+        return 0 if self._potential is None else self._potential.n_evaluations - self._evaluations_at_start
+
     def _evaluations(self) -> int:
-        done = 0 if self._potential is None else self._potential.n_evaluations - self._evaluations_at_start
-        return self._evaluations_before + done
+        return self._evaluations_before + self._own_evaluations() + self._evaluations_elsewhere
 
     def _mean_energy(self) -> float:
         if self._energy_mean is None:
-            energies = self._energies().energy(self._typical_frames())
+            energies = self._energy(self._typical_frames())
             self._energy_mean = float(np.median(energies[np.isfinite(energies)]))
         return self._energy_mean
 
@@ -353,7 +412,7 @@ class Trainer:
         return self.dataset.positions[:: max(1, len(self.dataset.positions) // 500)]
 
     def _save(self) -> None:
-        if self._checkpoint is not None:
+        if self._checkpoint is not None and self._processes.rank == 0:
             self._checkpoint.write(
                 self.generator,
                 self._optimizer,
@@ -368,6 +427,7 @@ class Trainer:
                     "norms": list(self._norms),
                     "best_loss": None if self._best is None else self._best[0],
                     "since_best": self._since_best,
+                    "pool_temperature": self._pool_temperature,
                 },
                 {
                     "best": {} if self._best is None else self._best[1],
@@ -377,8 +437,17 @@ class Trainer:
                 self._run,
             )
 
+    def _share_start(self) -> None:
+        """Let all processes begin with the parameters of the first."""
+        self._processes.require_equal(self._run)
+        if self._processes.size > 1:
+            tensors = {name: value.cpu() for name, value in self.generator._tensors().items()}
+            self.generator._load_tensors(self._processes.agree(tensors))
+
     def _restore(self) -> None:
-        assert self._checkpoint is not None
+        """Go on from the checkpoint, if there is one."""
+        if self._checkpoint is None or not self._processes.agree(self._checkpoint.exists()):
+            return
         self.history, place, tensors = self._checkpoint.read(self.generator, self._optimizer, self._rng, self._run)
         self._evaluations_before = place["evaluations"]
         self._stage_index, self._step = place["stage"], place["step"]
@@ -386,11 +455,14 @@ class Trainer:
         self._energy_mean = place["energy_mean"]
         self._norms.extend(place["norms"])
         self._since_best = place["since_best"]
+        self._pool_temperature = place.get("pool_temperature", self._target)
         if place["best_loss"] is not None:
             self._best = (place["best_loss"], tensors["best"])
         if tensors["pool"]:
             pool = tensors["pool"]
             self._pool = Pool(pool["circular"].to(self.generator.device), pool["weights"])
         if tensors["wide"]:
-            self._wide = copy.deepcopy(self.generator.flow)
+            with self.generator._held_at(self._hot):
+                self._wide = copy.deepcopy(self.generator.flow)
             self._wide.load_state_dict(tensors["wide"])
+        self._processes.agree(None)  # nobody writes the checkpoint before all have read it

@@ -1,0 +1,304 @@
+"""A storage of openmmtools that survives a kill, a full disk or a lost node at any moment.
+
+HDF5 files are not consistent while they are written: a process that dies then may leave a file that cannot be opened,
+and with it the whole simulation. Here every file has a copy, and never are both written at the same time. A word on
+disk says which one is; whoever opens the storage next repairs it from the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import logging
+import os
+import shutil
+import time
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import mpiplus
+from openmmtools.multistate import MultiStateReporter
+
+_logger = logging.getLogger(__name__)
+_State = Literal["creating", "main", "restoring", "copy", "clean"]  # what is being written
+_WAIT = 600.0  # s; how long an MPI process waits for the first one to repair the storage
+
+
+class DurableReporter(MultiStateReporter):
+    """openmmtools' `MultiStateReporter` with a copy of its files that is always one step behind or ahead.
+
+    After a crash at any moment the simulation can be resumed from the last checkpoint that was stored: with
+    `checkpoint_interval=1` at most the iteration that was running is lost. Counts of moves are stored with checkpoints,
+    not between them, so that a resumed simulation counts no lost iteration.
+
+    Use it wherever openmmtools takes a reporter, also to open the storage again. Files are those of openmmtools and
+    can be read without this class once the simulation has ended. The copies are in a folder beside them, `NAME.safe`;
+    it may be deleted when the simulation is finished.
+
+    Parameters
+    ----------
+    storage : str or path
+        The .nc file.
+    open_mode : str, optional
+    **options
+        Those of `MultiStateReporter`.
+
+    Raises
+    ------
+    OSError
+        When opened or written to: if the folder cannot be written to, the disk is full, or another process writes to
+        the storage. What was stored before is intact.
+
+    Notes
+    -----
+    Covers the death of the process, not of the machine: nothing is forced from the operating system's memory to disk.
+    Costs twice the time and the space of storing.
+    """
+
+    _copy: MultiStateReporter | None = None
+    _lock: int | None = None
+    _failed = False
+    _iteration = 0
+
+    def __init__(self, storage: str | PathLike[str], open_mode: str | None = None, **options: Any) -> None:
+        self._calls: list[tuple[str, tuple[Any, ...]]] = []
+        self._options = options
+        super().__init__(os.fspath(storage), open_mode=open_mode, **options)
+
+    @property
+    def safe_folder(self) -> Path:
+        """Folder of the copies."""
+        return Path(f"{self.filepath}.safe")
+
+    def storage_exists(self, skip_size: bool = False) -> bool:
+        """Whether there is a simulation to resume, after repairing it if it crashed."""
+        self._repair()
+        exists: bool = super().storage_exists(skip_size)
+        return exists
+
+    def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> None:
+        """Open as `MultiStateReporter` does, after repairing the storage if it crashed."""
+        self.close()
+        if mode == "r":
+            self._repair()
+            super().open(mode, *args, **kwargs)
+            return
+        self._acquire()
+        try:
+            new = mode == "w" or not os.path.exists(self.filepath)
+            if not new:
+                self._repair()
+            self._say("creating" if new else "main")
+            super().open(mode, *args, **kwargs)
+            self.sync()
+            if not new:
+                self._say("copy")
+            options = {**self._options, "checkpoint_storage": os.path.basename(self._storage_paths[1])}
+            duplicate = MultiStateReporter(self._in_safe_folder(self.filepath), **options)
+            duplicate.open(mode, *args, **kwargs)
+            duplicate.sync()
+            if not new:
+                self._say("clean")
+        except (OSError, RuntimeError) as error:
+            self._release()
+            raise self._explained(error, "open") from error
+        self._calls, self._failed, self._copy = [], False, duplicate
+
+    def close(self) -> None:
+        """Close all files; the storage is clean then, unless writing failed before."""
+        duplicate, self._copy = self._copy, None
+        if duplicate is None:
+            super().close()
+            return
+        state = self._state()
+        try:
+            super().close()
+            if not self._failed and state != "creating":
+                self._repeat(duplicate)
+            duplicate.close()
+            if not self._failed and state != "creating":
+                self._say("clean")
+        except (OSError, RuntimeError) as error:
+            _logger.warning("%s", self._explained(error, "close"))
+        finally:
+            self._release()
+
+    def write_thermodynamic_states(self, *args: Any) -> None:
+        """Write to both files, as do all methods of this kind."""
+        self._write("write_thermodynamic_states", *args)
+
+    def write_sampler_states(self, sampler_states: list[Any], iteration: int) -> None:
+        """Write as `MultiStateReporter` does."""
+        self._iteration = iteration
+        self._write("write_sampler_states", sampler_states, iteration)
+
+    def write_replica_thermodynamic_states(self, *args: Any) -> None:
+        """Write as `MultiStateReporter` does."""
+        self._write("write_replica_thermodynamic_states", *args)
+
+    def write_mcmc_moves(self, mcmc_moves: list[Any]) -> None:
+        """Write moves and their counts, at checkpoints only: they are what a resumed simulation starts from."""
+        if self._calculate_checkpoint_iteration(self._iteration) is not None:
+            super().write_mcmc_moves(mcmc_moves)
+
+    def write_energies(self, *args: Any) -> None:
+        """Write as `MultiStateReporter` does."""
+        self._write("write_energies", *args)
+
+    def write_mixing_statistics(self, *args: Any) -> None:
+        """Write as `MultiStateReporter` does."""
+        self._write("write_mixing_statistics", *args)
+
+    def write_timestamp(self, iteration: int) -> None:
+        """Write as `MultiStateReporter` does."""
+        self._write("write_timestamp", iteration)
+
+    def write_dict(self, path: str, data: dict[str, Any]) -> None:
+        """Write as `MultiStateReporter` does."""
+        self._write("write_dict", path, data)
+
+    def write_online_analysis_data(self, iteration: int | None, **kwargs: Any) -> None:
+        """Write as `MultiStateReporter` does."""
+        self._write("write_online_analysis_data", iteration, kwargs)
+
+    def write_last_iteration(self, iteration: int) -> None:
+        """Declare an iteration complete: first in the storage, then, when that is whole, in its copy."""
+        self._write("write_last_iteration", iteration)
+        assert self._copy is not None
+        try:
+            self._repeat(self._copy)
+            self._say("clean")
+        except (OSError, RuntimeError) as error:
+            self._failed = True
+            raise self._explained(error, "write") from error
+
+    def _write(self, name: str, *args: Any) -> None:
+        if self._copy is None:
+            raise OSError(f"{self.filepath} is not open for writing.")
+        if self._failed:
+            raise OSError(f"An earlier write to {self.filepath} failed. Restart the simulation from its storage.")
+        try:
+            if self._state() == "clean":
+                self._say("main")
+            _call(super(), name, args)
+        except (OSError, RuntimeError) as error:  # netCDF4 reports a full disk as a RuntimeError
+            self._failed = True
+            raise self._explained(error, "write") from error
+        self._calls.append((name, copy.deepcopy(args)))
+
+    def _repeat(self, duplicate: MultiStateReporter) -> None:
+        """Bring the copy to where the storage is, which is whole."""
+        self._say("copy")
+        for name, args in self._calls:
+            _call(duplicate, name, args)
+        self._calls = []
+
+    def _repair(self) -> None:
+        """Make storage and copy equal again after a crash; nothing if the last writer ended well or is alive."""
+        held = self._lock is not None
+        if self._state() == "clean" or not (held or self._state_file.exists()):
+            return
+        mpi = mpiplus.get_mpicomm()
+        if not held and mpi is not None and mpi.rank != 0:
+            self._wait_until_clean()
+            return
+        if not held:
+            try:
+                self._acquire()
+            except BlockingIOError:
+                return  # the writer is alive
+        try:
+            self._restore()
+        except OSError as error:
+            raise self._explained(error, "repair") from error
+        finally:
+            if not held:
+                self._release()
+
+    def _restore(self) -> None:
+        paths = [(path, self._in_safe_folder(path)) for path in self._storage_paths]
+        state = self._state()
+        if state == "creating":
+            _logger.warning("%s was interrupted before its first iteration was stored; starting anew.", self.filepath)
+            for path in (path for pair in paths for path in pair):
+                Path(path).unlink(missing_ok=True)
+            self._state_file.unlink()
+            return
+        if state == "main":
+            missing = [duplicate for _, duplicate in paths if not os.path.exists(duplicate)]
+            if missing:
+                raise OSError(f"it was interrupted while it was written, and its copy is gone: {missing[0]}")
+            self._say("restoring")
+        if self._state() == "restoring":
+            _logger.warning("%s was interrupted while it was written; taking its copy.", self.filepath)
+            for path, duplicate in paths:
+                if os.path.exists(duplicate):  # else it was moved by a repair that was itself interrupted
+                    os.replace(duplicate, path)
+        self._say("copy")
+        for path, duplicate in paths:
+            shutil.copyfile(path, f"{duplicate}.part")
+            os.replace(f"{duplicate}.part", duplicate)
+        self._say("clean")
+
+    def _wait_until_clean(self) -> None:
+        deadline = time.monotonic() + _WAIT
+        while self._state_file.exists() and self._state() != "clean":
+            if time.monotonic() > deadline:
+                raise OSError(f"The first MPI process did not repair {self.filepath} within {_WAIT:.0f} s.")
+            time.sleep(0.1)
+
+    @property
+    def _state_file(self) -> Path:
+        return self.safe_folder / "state"
+
+    def _state(self) -> str:
+        """What was being written when the last word was left; "copy" of a storage that never had one."""
+        try:
+            return self._state_file.read_text()
+        except FileNotFoundError:
+            return "copy"
+
+    def _say(self, state: _State) -> None:
+        temporary = self._state_file.with_suffix(".part")
+        temporary.write_text(state)
+        os.replace(temporary, self._state_file)
+
+    def _in_safe_folder(self, path: str) -> str:
+        return str(self.safe_folder / os.path.basename(path))
+
+    def _acquire(self) -> None:
+        """Become the only writer until this process ends."""
+        lock = -1
+        try:
+            self.safe_folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.safe_folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise BlockingIOError(
+                error.errno, f"Another process writes to {self.filepath}. Wait until it ends, or end it."
+            ) from error
+        except OSError as error:
+            raise self._explained(error, "write to") from error
+        self._lock = lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _explained(self, error: Exception, what: str) -> OSError:
+        message = (
+            f"Cannot {what} {self.filepath}: {getattr(error, 'strerror', None) or error}. Its folder may not exist, "
+            "not be writable or the disk may be full. What was stored before is intact; remedy that and resume."
+        )
+        number = getattr(error, "errno", None)
+        return OSError(message) if number is None else OSError(number, message)
+
+
+def _call(reporter: Any, name: str, args: tuple[Any, ...]) -> None:
+    if name == "write_online_analysis_data":
+        reporter.write_online_analysis_data(args[0], **args[1])
+    else:
+        getattr(reporter, name)(*args)
