@@ -22,8 +22,9 @@ from pymbar import timeseries
 from scipy.integrate import quad
 from small_molecules import kB
 
+from openmm_bg import registry
 from openmm_bg.analysis import exchange_statistics
-from openmm_bg.moves import LearnedReplicaExchangeSampler, check_states, registry
+from openmm_bg.moves import LearnedReplicaExchangeSampler, check_states
 from openmm_bg.testing import GaussianDensity
 
 MultiStateSampler._global_citation_silence = True

@@ -19,10 +19,11 @@ from small_molecules import TEMPERATURE, SmallMolecule, kB, reference_contexts
 from training_fixtures import SMALL, TWO_WELLS
 from training_fixtures import frames as exact_frames
 
+from openmm_bg import registry
 from openmm_bg.density import Samples
 from openmm_bg.flows import FlowConfig
 from openmm_bg.generator import BoltzmannGenerator
-from openmm_bg.moves import BoltzmannGeneratorMove, Independence, Scan, observe_scans, registry
+from openmm_bg.moves import BoltzmannGeneratorMove, Independence, Scan, observe_scans
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.training import Stage, train
 from openmm_bg.training.data import SimulationCost, TrajectoryData
