@@ -25,7 +25,7 @@ TOLERANCE = 1e-5  # of parameters of order one after 32 steps in float32
 def run(folder: Path, n: int, mode: str = "plain") -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    command = [sys.executable, *torchrun, TESTS / "training_processes.py", folder, "--run", mode]
+    command = [sys.executable, *torchrun, TESTS / "training_processes.py", folder, "--mode", mode]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 

@@ -1,6 +1,6 @@
 """Train the generator of a small molecule, in as many processes as torchrun starts.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/training_processes.py FOLDER [--run MODE]
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/training_processes.py FOLDER [--mode MODE]
 
 The first process leaves result.bg and result.json in FOLDER; every process leaves a file with its random seed.
 """
@@ -88,6 +88,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--run", default="plain")
+    parser.add_argument("--mode", default="plain")
     arguments = parser.parse_args()
-    run(arguments.folder, arguments.run)
+    run(arguments.folder, arguments.mode)
