@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -121,3 +123,86 @@ def test_the_simulation_script_runs_and_resumes_with_and_without_the_generator(
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text()
     assert [example.name for example in EXAMPLES.glob("*.py") if f'"{example.name}"' not in source] == []
+
+
+# ------------------------------------------------------------------------------------------------- several machines
+
+
+def several_machines_command(program: str) -> list[str]:
+    """The command of the page on several machines that starts with a program, with that of this Python."""
+    page = (EXAMPLES.parent / "docs" / "several_machines.md").read_text()
+    (line,) = re.findall(rf"^{program} .*$", page, flags=re.MULTILINE)
+    words = [
+        str(Path(sys.executable).with_name(word)) if word in (program, "python") else word for word in line.split()
+    ]
+    return [str(EXAMPLES / word) if word.endswith(".py") else word for word in words]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(sys.executable).with_name("mpiexec").exists(), reason="no mpiexec: pip install mpich")
+def test_replica_exchange_in_two_processes_goes_on_where_it_stopped(ala2_generator_file: Path, tmp_path: Path) -> None:
+    from openmm import app
+
+    from openmm_bg.systems import peptide
+
+    molecule = peptide("ACE-ALA-NME")
+    shutil.copy(ala2_generator_file, tmp_path / "generator.bg")
+    with open(tmp_path / "molecule.pdb", "w") as stream:
+        app.PDBFile.writeFile(molecule.topology, molecule.positions * 10.0, stream)
+    command = several_machines_command("mpiexec")
+    assert command[-3:] == [str(EXAMPLES / "replica_exchange_mpi.py"), "molecule.pdb", "200"]
+    for iterations in (1, 2):
+        ran = subprocess.run([*command[:-1], "1"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert f"{iterations} iterations in replica_exchange.nc" in ran.stdout
+        assert "Exception ignored" not in ran.stderr
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_leaves_a_generator(tmp_path: Path) -> None:
+    from openmm import app
+
+    from openmm_bg import BoltzmannGenerator
+    from openmm_bg.systems import peptide
+    from openmm_bg.training.simulate import simulate
+
+    molecule = peptide("ACE-ALA-NME")
+    with open(tmp_path / "molecule.pdb", "w") as stream:
+        app.PDBFile.writeFile(molecule.topology, molecule.positions * 10.0, stream)
+    simulate(molecule, 700.0, n_steps=20_000, stride=50, seed=1).save(tmp_path / "hot.npz")
+    command = several_machines_command("torchrun")
+    assert command[-4:] == [str(EXAMPLES / "train_in_processes.py"), "molecule.pdb", "hot.npz", "3600"]
+    ran = subprocess.run([*command[:-1], "5"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "ESS/N" in ran.stdout
+    assert BoltzmannGenerator.load(tmp_path / "generator.bg").n_atoms == molecule.topology.getNumAtoms()
+
+
+SLURM = sorted((EXAMPLES / "slurm").glob("*.sh"))
+
+
+@pytest.mark.parametrize("script", SLURM, ids=lambda script: script.name)
+def test_slurm_scripts_are_bash_and_start_an_example(script: Path) -> None:
+    """There is no Slurm here: the syntax, the example, its number of arguments and torchrun's options are checked."""
+    from torch.distributed.run import get_args_parser
+
+    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert (script.stat().st_mode & 0o111) != 0
+    lines = script.read_text().replace("\\\n", " ").splitlines()
+    (command,) = [words for line in lines if (words := shlex.split(line, comments=True))[:1] in (["mpiexec"], ["srun"])]
+    place = next(i for i, word in enumerate(command) if word.endswith(".py"))
+    usage = (EXAMPLES / command[place]).read_text().split('"""')[1]
+    (documented,) = re.findall(rf"{command[place]}(.*)$", usage, flags=re.MULTILINE)
+    assert len(command[place + 1 :]) == len(documented.split())
+    if command[0] == "srun":
+        assert command[1] == "torchrun"
+        options = get_args_parser().parse_args(command[2:])
+        assert options.training_script == command[place]
+    else:
+        assert command[:place] == ["mpiexec", "-n", "$SLURM_NTASKS", "python", "-m", "mpi4py"]
+    assert f"sbatch {script.name}" in (EXAMPLES.parent / "docs" / "several_machines.md").read_text()
+
+
+def test_there_is_a_slurm_script_for_each_of_both() -> None:
+    assert [script.name for script in SLURM] == ["replica_exchange.sh", "train.sh"]

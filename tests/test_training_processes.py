@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_fixtures import plain
+import training_processes
+from training_fixtures import MOLECULE, frames, plain, untrained
 
 from openmm_bg.generator import BoltzmannGenerator
-from openmm_bg.training import Stage, TrainingHistory
+from openmm_bg.potentials import SystemPotential
+from openmm_bg.training import Stage, TrainingHistory, train
 from openmm_bg.training.processes import Processes
 
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # of parameters of order one after 32 steps in float32
 
 
-def run(folder: Path, n: int, mode: str = "plain") -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    command = [sys.executable, *torchrun, TESTS / "training_processes.py", folder, "--run", mode]
+def run(folder: Path, mode: str = "plain") -> subprocess.CompletedProcess[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, TESTS / "training_processes.py", folder, "--mode", mode]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
@@ -47,14 +48,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     found = {}
     for n in (1, 2):
         found[n] = tmp_path_factory.mktemp(f"processes{n}")
-        ran = run(found[n], n)
-        assert ran.returncode == 0, ran.stderr
+        if n == 1:
+            training_processes.run(found[n], "plain")
+        else:
+            ran = run(found[n])
+            assert ran.returncode == 0, ran.stderr
     return found
 
 
 def test_two_processes_end_with_the_parameters_of_one(folders: dict[int, Path]) -> None:
     (one, _), (two, _) = (result(folders[n]) for n in (1, 2))
     assert distance(one, two) < TOLERANCE
+
+
+def test_processes_that_keep_their_gradients_would_be_noticed(folders: dict[int, Path], tmp_path: Path) -> None:
+    ran = run(tmp_path, "gradients apart")
+    assert ran.returncode == 0, ran.stderr
+    assert distance(result(tmp_path)[0], result(folders[1])[0]) > 100 * TOLERANCE
 
 
 def test_two_processes_report_the_losses_and_evaluations_of_one(folders: dict[int, Path]) -> None:
@@ -80,32 +90,52 @@ def test_processes_share_the_work_and_only_the_first_reports(folders: dict[int, 
 
 
 def test_an_interrupted_run_goes_on_in_all_processes(folders: dict[int, Path], tmp_path: Path) -> None:
-    interrupted = run(tmp_path, 2, "interrupt")
+    interrupted = run(tmp_path, "interrupt")
     assert interrupted.returncode != 0
     assert "KeyboardInterrupt" in interrupted.stderr
     assert (tmp_path / "training" / "checkpoint.safetensors").exists()
-    ran = run(tmp_path, 2, "seconds")  # a limit that is never reached: the clock of the first counts
+    ran = run(tmp_path, "seconds")  # a limit that is never reached: the clock of the first counts
     assert ran.returncode == 0, ran.stderr
     assert distance(result(tmp_path)[0], result(folders[1])[0]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
-    ("mode", "message", "written"),
+    ("mode", "message"),
     [
-        ("failure", "ValueError: The energies of process 1 failed.", True),
-        ("other data", "Process 1 of 2 was started with other data than process 0", True),
-        ("tiny batch", "batches of 1, which cannot be shared by 2 processes", False),
-        ("no data", "Training in 2 processes needs data that all of them read", False),
+        ("failure", "ValueError: The energies of process 1 failed."),
+        ("other data", "Process 1 of 2 was started with other data than process 0"),
     ],
 )
-def test_what_cannot_go_well_ends_all_processes_with_the_error(
-    mode: str, message: str, written: bool, tmp_path: Path
-) -> None:
-    ran = run(tmp_path, 2, mode)
+def test_a_process_that_fails_ends_the_run_with_its_error(mode: str, message: str, tmp_path: Path) -> None:
+    ran = run(tmp_path, mode)
     assert ran.returncode != 0
     assert message in ran.stderr
     assert not (tmp_path / "result.bg").exists()
-    assert (tmp_path / "training").exists() == written
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"stages": (Stage("tiny", 5, conditional_kl=1.0, batch_size=4),)},
+            "batches of 1, which cannot be shared by 2",
+        ),
+        ({"data": None}, "Training in 2 processes needs data that all of them read"),
+    ],
+    ids=["batch", "data"],
+)
+def test_what_two_processes_cannot_do_is_refused_before_anything_is_written(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "find", lambda: Processes(0, 2))
+    with (
+        SystemPotential(MOLECULE.system(), platform="Reference", n_workers=1) as potential,
+        pytest.raises(ValueError, match=message),
+    ):
+        train(
+            untrained(), potential, **{"data": frames(100)[0], "folder": tmp_path / "run", "progress": False} | options
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_launcher_there_is_one_process() -> None:

@@ -1,6 +1,6 @@
 """Train the generator of a small molecule, in as many processes as torchrun starts.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/training_processes.py FOLDER [--run MODE]
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/training_processes.py FOLDER [--mode MODE]
 
 The first process leaves result.bg and result.json in FOLDER; every process leaves a file with its random seed.
 """
@@ -20,6 +20,7 @@ from training_fixtures import MOLECULE, frames, untrained
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.training import Stage, train
 from openmm_bg.training.data import SimulationCost, TrajectoryData
+from openmm_bg.training.processes import Processes
 
 STAGES = (
     Stage("data", 20, nll=1.0, torsion_nll=0.5, batch_size=33, patience=10),  # an odd batch: unequal shares
@@ -42,7 +43,6 @@ def run(folder: Path, mode: str) -> None:
     positions = frames(400, temperature=400.0, seed=2 if (mode, rank) == ("other data", 1) else 1)[0]
     data = TrajectoryData(positions[None], np.zeros((1, 400)), 400.0, SimulationCost(0.0, 0, "Reference"))
     generator = untrained(seed=rank)  # the first one's counts
-    stages = (Stage("tiny", 5, conditional_kl=1.0, batch_size=4),) if mode == "tiny batch" else STAGES
     records: list[dict[str, Any]] = []
     with SystemPotential(MOLECULE.system(), platform="Reference", n_workers=1) as potential:
         if (mode, rank) == ("failure", 1):
@@ -55,14 +55,16 @@ def run(folder: Path, mode: str) -> None:
                 return evaluate(batch)
 
             potential.energy = energy  # type: ignore[method-assign]
+        if mode == "gradients apart":
+            Processes.sum_gradients = lambda self, parameters: None  # type: ignore[method-assign]
         if (mode, rank) == ("interrupt", 0):
             records = _Interrupting()
         options: dict[str, Any] = {"max_seconds": 600.0} if mode == "seconds" else {}
         history = train(
             generator,
             potential,
-            data=None if mode == "no data" else data,
-            stages=stages,
+            data=data,
+            stages=STAGES,
             folder=folder / "training",
             progress=records.append,
             **options,
@@ -88,6 +90,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--run", default="plain")
+    parser.add_argument("--mode", default="plain")
     arguments = parser.parse_args()
-    run(arguments.folder, arguments.run)
+    run(arguments.folder, arguments.mode)

@@ -7,12 +7,14 @@ disk says which one is; whoever opens the storage next repairs it from the other
 
 from __future__ import annotations
 
+import atexit
 import copy
 import fcntl
 import logging
 import os
 import shutil
 import time
+import weakref
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +106,7 @@ class DurableReporter(MultiStateReporter):
             self._release()
             raise self._explained(error, "open") from error
         self._calls, self._failed, self._copy = [], False, duplicate
+        atexit.register(_close, weakref.ref(self))  # while modules are still there: closing writes
 
     def close(self) -> None:
         """Close all files; the storage is clean then, unless writing failed before."""
@@ -302,3 +305,9 @@ def _call(reporter: Any, name: str, args: tuple[Any, ...]) -> None:
         reporter.write_online_analysis_data(args[0], **args[1])
     else:
         getattr(reporter, name)(*args)
+
+
+def _close(reference: weakref.ref[DurableReporter]) -> None:
+    reporter = reference()
+    if reporter is not None:
+        reporter.close()

@@ -61,8 +61,8 @@ def check_ranks(n_replicas: int) -> int:
         reason = (
             "mpi4py is not installed (pip install 'openmm-bg[mpi]')"
             if communicator is None
-            else "mpi4py uses another MPI library than the one whose launcher started them (use the mpiexec of its "
-            "library, with Slurm perhaps `srun --mpi=...`, or install mpi4py for the other library)"
+            else "mpi4py uses another MPI library than the one whose launcher started them (use the mpiexec of its own,"
+            " with Slurm perhaps `srun --mpi=...`, or install mpi4py for the other library)"
         )
         raise RuntimeError(
             f"{name} says that {n_started} processes were started, but this one knows of no other: {reason}."
@@ -95,9 +95,9 @@ def place_on_gpu(
 ) -> int:
     """Let this process work on a GPU of its own: processes on one machine take its GPUs in turn.
 
-    Call it before the first Context is made. openmmtools' Contexts (`openmmtools.cache.global_context_cache`) are made
-    on that GPU from then on, and the generator moves there. Where the launcher shows each process a single GPU (Slurm's
-    `--gpus-per-task`), it is that one.
+    Call it before the first Context is made. From then on openmmtools' Contexts (those of
+    `openmmtools.cache.global_context_cache`) are made on that GPU, the generator is there, and it is PyTorch's default.
+    Where the launcher shows each process a single GPU (Slurm's `--gpus-per-task`), it is that one.
 
     Parameters
     ----------
@@ -130,6 +130,7 @@ def place_on_gpu(
     device = local_rank() % n_devices
     properties = {"DeviceIndex": str(device), "Precision": precision}
     cache.global_context_cache.set_platform(openmm.Platform.getPlatformByName(platform), properties)
+    torch.cuda.set_device(device)
     if generator is not None:
         generator.to(f"cuda:{device}")
     return device
