@@ -373,7 +373,7 @@ def test_minimisation_and_equilibration_leave_the_generators_state_to_its_draws(
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"generator": None}, "There is no generator"),
+        ({"generator": None}, "needs a generator"),
         ({"locality": 1, "replica_mixing_scheme": "swap-neighbors"}, "locality is 1"),
         ({"mcmc_moves": [Step()] * 3}, "3 moves for 2 states"),
     ],
