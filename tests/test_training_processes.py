@@ -61,6 +61,7 @@ def test_two_processes_end_with_the_parameters_of_one(folders: dict[int, Path]) 
     assert distance(one, two) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_processes_that_keep_their_gradients_would_be_noticed(folders: dict[int, Path], tmp_path: Path) -> None:
     ran = run(tmp_path, "gradients apart")
     assert ran.returncode == 0, ran.stderr
@@ -89,6 +90,7 @@ def test_processes_share_the_work_and_only_the_first_reports(folders: dict[int, 
     assert (first["reports"] > 0, second["reports"]) == (True, 0)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_in_all_processes(folders: dict[int, Path], tmp_path: Path) -> None:
     interrupted = run(tmp_path, "interrupt")
     assert interrupted.returncode != 0
