@@ -243,7 +243,7 @@ class BoltzmannGenerator:
     def log_prob(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Log density on the measure that OpenMM samples, modulo pose, shape (n, n_atoms, 3) nm to (n,).
 
-        log p(q) - log J(q) - 1/2 ln det Z(q), and with constrained angles + ln |det(d sigma / d e)| (docs: theory,
+        log p(q) - log J(q) - 1/2 ln det Z(q), and with constrained angles + ln abs det(d sigma / d e) (docs: theory,
         "The measure"), in units of nm^-(3 n_atoms - 6). It is
         -inf off the support: at degenerate or non-finite coordinates.
         """

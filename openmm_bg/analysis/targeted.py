@@ -116,7 +116,7 @@ def mapped_energies(
 ) -> ReducedEnergies:
     """Evaluate samples of two states where they are and where a map carries them, correlated ones included.
 
-    Parameters are those of `targeted_free_energy`. Row B of a sample of A is u_B(M(x)) - ln |det dM(x)|, and likewise
+    Parameters are those of `targeted_free_energy`. Row B of a sample of A is u_B(M(x)) - ln abs det dM(x), and likewise
     for row A of a sample of B; +inf where the map gives no image.
     """
     return _mapped_energies(flow_map, state_a, samples_a, state_b, samples_b, ())[0]

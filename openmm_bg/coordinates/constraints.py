@@ -36,7 +36,7 @@ class Constraints:
     fixed_angles : dict of int to float
         Index of an angle (the order of `Internal.angles`) and its exact value in rad.
     log_jacobian : float
-        ln |det(d sigma / d e)|, of the 1-3 distances by the angles that they fix, in nm: without it a density would be
+        ln abs det(d sigma / d e), of the 1-3 distances by the angles that they fix, in nm: without it a density would be
         off by a constant, which only an absolute free energy sees.
     """
 

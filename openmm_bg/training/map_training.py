@@ -68,7 +68,7 @@ def train_map(
 
     The mean work in both directions is minimised,
 
-        < u_B(M(x)) - u_A(x) - ln |det dM| >_A  +  < u_A(M^-1(y)) - u_B(y) - ln |det dM^-1| >_B,
+        < u_B(M(x)) - u_A(x) - ln abs det dM >_A  +  < u_A(M^-1(y)) - u_B(y) - ln abs det dM^-1 >_B,
 
     the symmetrised Kullback-Leibler divergence between each state and the image of the other; it is zero only if the
     map is perfect. The target's flow learns; the source's stays as it is. Every configuration used, those held out for

@@ -36,7 +36,7 @@ class Mapped:
     positions : ndarray, shape (n, n_atoms, 3), float64
         nm; NaN where there is no image.
     log_det : ndarray, shape (n,), float64
-        ln |det dM|; -inf where there is no image.
+        ln abs det dM; -inf where there is no image.
     """
 
     positions: FloatArray
