@@ -36,8 +36,8 @@ class Constraints:
     fixed_angles : dict of int to float
         Index of an angle (the order of `Internal.angles`) and its exact value in rad.
     log_jacobian : float
-        ln abs det(d sigma / d e), of the 1-3 distances by the angles that they fix, in nm: without it a density would be
-        off by a constant, which only an absolute free energy sees.
+        ln abs det(d sigma / d e), of the 1-3 distances by the angles that they fix, in nm: without it a density would
+        be off by a constant, which only an absolute free energy sees.
     """
 
     pairs: tuple[tuple[int, int], ...]
