@@ -15,6 +15,7 @@ from openmm import unit
 from openmmtools import utils
 from openmmtools.states import SamplerState, ThermodynamicState
 from openmmtools.testsystems import AlanineDipeptideExplicit
+from scipy.special import expit
 from small_molecules import TEMPERATURE, SmallMolecule, kB, reference_contexts
 
 from openmm_bg.moves import Annealed, BoltzmannGeneratorMove, CoupledLangevin, Independence, coupling, solvated
@@ -42,7 +43,7 @@ def score(chain: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> floa
 # ------------------------------------------------------------- a solute of one atom, two solvent atoms, all in wells
 
 SPRING, PLACES = 250.0, np.array([[0.0, 0.0, 0.0], [0.3, 0.0, 0.0], [0.0, 0.3, 0.0]])
-CHARGES, SIGMA, EPSILON, MASSES = np.array([0.15, -0.15, 0.1]), 0.25, 1.0, np.array([10.0, 14.0, 6.0])
+CHARGES, SIGMA, EPSILON, MASSES = np.array([0.06, -0.06, 0.04]), 0.25, 0.5, np.array([10.0, 14.0, 6.0])
 
 
 def wells() -> openmm.System:
@@ -62,16 +63,30 @@ def wells() -> openmm.System:
     return system
 
 
+ALL_PAIRS, SOLVENT_PAIR = ((0, 1), (0, 2), (1, 2)), ((1, 2),)
+
+
+def interaction(x: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Lennard-Jones and Coulomb energy in kT, written out again."""
+    energy = np.zeros(len(x))
+    for i, j in pairs:
+        r = np.linalg.norm(x[:, i] - x[:, j], axis=-1)
+        energy += 4 * EPSILON * ((SIGMA / r) ** 12 - (SIGMA / r) ** 6) + COULOMB * CHARGES[i] * CHARGES[j] / r
+    return energy / KT
+
+
+def in_wells(x: np.ndarray, atoms: list[int]) -> np.ndarray:
+    """Energy of the wells in kT."""
+    energy: np.ndarray = 0.5 * SPRING * ((x - PLACES)[:, atoms] ** 2).sum(axis=(1, 2)) / KT
+    return energy
+
+
 def wells_reference(n: int = 400_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions, velocities and weights of independent draws, with the interaction written out again."""
+    """Positions, velocities and weights of independent draws."""
     rng = np.random.default_rng(7)
     x = PLACES + np.sqrt(KT / SPRING) * rng.standard_normal((n, 3, 3))
     v = np.sqrt(KT / MASSES)[:, None] * rng.standard_normal((n, 3, 3))
-    energy = np.zeros(n)
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        r = np.linalg.norm(x[:, i] - x[:, j], axis=-1)
-        energy += 4 * EPSILON * ((SIGMA / r) ** 12 - (SIGMA / r) ** 6) + COULOMB * CHARGES[i] * CHARGES[j] / r
-    weights = np.exp(-(energy - energy.min()) / KT)
+    weights = np.exp(-interaction(x, ALL_PAIRS))
     return x, v, weights / weights.sum()
 
 
@@ -84,42 +99,44 @@ def wells_observables(x: np.ndarray, v: np.ndarray) -> np.ndarray:
     ]
     squares = [np.exp(-(values**2).sum(-1) / 3.0) for values in (y, w)]
     return np.concatenate(
-        [np.tanh(y[..., 0]), np.tanh(y[..., 1]), *squares, np.tanh((y * w).sum(-1)), np.stack(distances, -1)], axis=-1
+        [
+            np.tanh(y[..., 0]),
+            np.tanh(y[..., 1]),
+            *squares,
+            np.tanh((y * w).sum(-1)),
+            np.tanh(w.sum(-1)),
+            np.stack(distances, -1),
+        ],
+        axis=-1,
     )
 
 
-def run_wells(kernel: Annealed, n_scans: int) -> tuple[float, BoltzmannGeneratorMove]:
+def after_some_scans(kernel: Annealed, n_draws: int, n_scans: int = 5) -> tuple[float, BoltzmannGeneratorMove]:
+    """Score of states that start as exact and independent draws and are offered a few proposals each."""
     density = GaussianDensity(PLACES[:1] + 0.05, 0.12)
-    state = ThermodynamicState(wells(), TEMPERATURE * unit.kelvin)
-    sampler_state, contexts = SamplerState(PLACES * unit.nanometer), reference_contexts()
+    state, contexts = ThermodynamicState(wells(), TEMPERATURE * unit.kelvin), reference_contexts()
     move = BoltzmannGeneratorMove(density, kernel=kernel, atom_subset=[0], seed=3)
-    places, velocities = [], []
-    for _ in range(n_scans + 10):
-        move.apply(state, sampler_state, contexts)
-        places.append(sampler_state.positions.value_in_unit(unit.nanometer))
-        velocities.append(sampler_state.velocities.value_in_unit(unit.nanometer / unit.picosecond))
-    x, v = (np.reshape(values[10:], (25, -1, 3, 3)) for values in (places, velocities))
-    *reference, weights = wells_reference()
-    return score(wells_observables(x, v), wells_observables(*reference), weights), move
+    places, velocities, weights = wells_reference()
+    drawn = np.random.default_rng(6).choice(len(weights), n_draws, p=weights)
+    x, v = places[drawn], velocities[drawn]
+    for i in range(n_draws):
+        sampler_state = SamplerState(x[i] * unit.nanometer, v[i] * unit.nanometer / unit.picosecond)
+        for _ in range(n_scans):
+            move.apply(state, sampler_state, contexts)
+        x[i] = sampler_state.positions.value_in_unit(unit.nanometer)
+        v[i] = sampler_state.velocities.value_in_unit(unit.nanometer / unit.picosecond)
+    return score(wells_observables(x, v)[:, None], wells_observables(places, velocities), weights), move
 
 
-STEPS = {"timestep": 0.03, "friction": 3.0}  # a sixth of the wells' angular period: shadow work matters
-HEATED = {"timestep": 0.03, "friction": 60.0}  # velocities that are drawn anew in nearly every step: heat matters
+STEPS = {"timestep": 0.06, "friction": 0.3}  # a third of a radian in the wells, one and a half in a path
 
 
-@pytest.mark.parametrize("n_scans", [4000, pytest.param(12000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_draws", [300, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh velocities", "carried velocities"])
 @pytest.mark.parametrize("n_proposals", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_bad_density_gives_the_exact_distribution(n_proposals: int, carried: bool, n_scans: int) -> None:
+def test_a_bad_density_keeps_the_exact_distribution(n_proposals: int, carried: bool, n_draws: int) -> None:
     kernel = Annealed(n_proposals, 5, CoupledLangevin(**STEPS, carry_velocities=carried), power=1.0)
-    found, move = run_wells(kernel, n_scans)
-    assert 0.1 < move.fraction_accepted < 0.9
-    assert found < 3.9  # the largest of 18
-
-
-@pytest.mark.slow
-def test_a_bad_density_gives_the_exact_distribution_at_strong_friction() -> None:
-    found, move = run_wells(Annealed(1, 5, CoupledLangevin(**HEATED), power=1.0), 12_000)
+    found, move = after_some_scans(kernel, n_draws)
     assert 0.1 < move.fraction_accepted < 0.9
     assert found < 3.9  # the largest of 18
 
@@ -138,6 +155,56 @@ class WithoutFlip(solvated.SolvatedPaths):
         return super()._ride(positions, None if velocities is None else -velocities, levels)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mutant", "carried"), [(WithoutWork, False), (WithoutFlip, True)], ids=["no work", "no momentum flip"]
+)
+def test_mutants_are_seen_at_eight_sigma(monkeypatch: pytest.MonkeyPatch, mutant: Any, carried: bool) -> None:
+    monkeypatch.setattr("openmm_bg.moves.move.SolvatedPaths", mutant)
+    kernel = Annealed(1, 5, CoupledLangevin(**STEPS, carry_velocities=carried), power=1.0)
+    found, move = after_some_scans(kernel, 3500)
+    assert move.fraction_accepted > 0.1
+    assert found > 8.0
+
+
+def imbalance(n: int) -> float:
+    """Standard errors by which works up and down miss Bennett's equation at the free energy by quadrature.
+
+    Of coarse dynamics with much friction, in which every step does shadow work.
+    """
+    rng, density = np.random.default_rng(9), GaussianDensity(PLACES[:1] + 0.05, 0.12)
+    propagation = CoupledLangevin(0.06, 50.0)
+    levels = Annealed(1, 5, propagation, power=1.0).levels
+    context = openmm.Context(wells(), openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(PLACES)
+    coupled = coupling.Coupling(context, [0], propagation, KT, 5, PLACES[:1])
+    draws = PLACES + np.sqrt(KT / SPRING) * rng.standard_normal((400_000, 3, 3))
+    full, solvent = (np.exp(-interaction(draws, pairs)) for pairs in (ALL_PAIRS, SOLVENT_PAIR))
+    free_energy = np.log(solvent.mean() / full.mean()) - 1.5 * np.log(2.0 * np.pi * KT / SPRING)
+    upper = draws[rng.choice(len(draws), n, p=full / full.sum())]
+    lower = draws[rng.choice(len(draws), n, p=solvent / solvent.sum())]
+    lower[:, :1] = density.sample(n, rng=rng).positions
+    up = [coupled.ride(x, None, levels[1:-1], rng) for x in lower]
+    down = [coupled.ride(x, None, levels[-2:0:-1], rng) for x in upper]
+
+    def work(ends: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Change of potential energy from the lower to the upper ends."""
+        uncoupled = interaction(starts, SOLVENT_PAIR) + in_wells(starts, [1, 2]) - density.log_prob(starts[:, :1])
+        return interaction(ends, ALL_PAIRS) + in_wells(ends, [0, 1, 2]) - uncoupled
+
+    rest = [np.array([r.kinetic_after - r.kinetic_before - r.heat for r in rides]) / KT for rides in (up, down)]
+    work_up = work(np.array([r.positions for r in up]), lower) + rest[0]
+    work_down = work(upper, np.array([r.positions for r in down])) - rest[1]
+    accepted = expit(free_energy - work_up), expit(work_down - free_energy)
+    error = np.hypot(*(np.std(fraction) for fraction in accepted)) / np.sqrt(n)
+    return float(abs(np.mean(accepted[0]) - np.mean(accepted[1])) / error)
+
+
+@pytest.mark.parametrize("n", [1000, pytest.param(8000, marks=pytest.mark.slow)])
+def test_works_both_ways_give_the_free_energy_by_quadrature(n: int) -> None:
+    assert imbalance(n) < 3.5
+
+
 def not_palindromic(integrator: openmm.CustomIntegrator) -> None:
     """Mutant: V R O instead of V R O R V."""
     coupling._kick(integrator, 1.0)
@@ -146,21 +213,9 @@ def not_palindromic(integrator: openmm.CustomIntegrator) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "mutant", "carried", "steps"),
-    [
-        ("openmm_bg.moves.move.SolvatedPaths", WithoutWork, False, STEPS),
-        ("openmm_bg.moves.coupling._add_steps", not_palindromic, False, HEATED),
-        ("openmm_bg.moves.move.SolvatedPaths", WithoutFlip, True, STEPS),
-    ],
-    ids=["no work", "splitting that is not palindromic", "no momentum flip"],
-)
-def test_mutants_are_seen_at_eight_sigma(
-    monkeypatch: pytest.MonkeyPatch, target: str, mutant: Any, carried: bool, steps: dict[str, float]
-) -> None:
-    monkeypatch.setattr(target, mutant)
-    found, _ = run_wells(Annealed(1, 5, CoupledLangevin(**steps, carry_velocities=carried), power=1.0), 12_000)
-    assert found > 8.0
+def test_a_splitting_that_is_not_palindromic_is_seen_at_eight_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coupling, "_add_steps", not_palindromic)
+    assert imbalance(8000) > 8.0
 
 
 # ---------------------------------------------------------- a solute of three atoms, free or rigid, in a periodic box
@@ -237,10 +292,9 @@ def redrawn_solvent(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("n_scans", [800, pytest.param(4000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SOLUTES)
-def test_a_molecule_in_a_box_has_the_distribution_of_independent_draws(name: str, n_scans: int) -> None:
-    molecule = SOLUTES[name]
+@pytest.mark.parametrize("name", ["constrained", pytest.param("free", marks=pytest.mark.slow)])
+def test_a_molecule_in_a_box_has_the_distribution_of_independent_draws(name: str) -> None:
+    molecule, n_scans = SOLUTES[name], 800
     state = ThermodynamicState(in_solvent(molecule), TEMPERATURE * unit.kelvin)
     others = np.array([[0.5, 0.5, 0.5], [0.0, 0.5, 0.0], [0.5, 0.0, 0.5]])
     start = np.concatenate([molecule.reference(), others])
