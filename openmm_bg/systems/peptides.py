@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import as_file, files
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,19 @@ def peptide(
         If the sequence is empty, a residue is unknown, or a cap stands inside the chain.
     """
     residues = parse_sequence(sequence)
-    topology, positions = _heavy_atoms(residues)
+    topology, positions = heavy_atoms(residues, [_extended(name) for name in residues])
+    return finish(residues, topology, positions, forcefield, constraints, hydrogen_mass)
+
+
+def finish(
+    residues: list[str],
+    topology: app.Topology,
+    positions: FloatArray,
+    forcefield: app.ForceField | Sequence[str] | str,
+    constraints: Any,
+    hydrogen_mass: unit.Quantity | float | None,
+) -> MolecularSystem:
+    """Add hydrogens to the heavy atoms of a chain (nm), parametrise it, and minimise its energy."""
     field = load_forcefield(forcefield)
     modeller = app.Modeller(topology, positions * unit.nanometer)
     with _fixed_random_state():
@@ -124,9 +137,12 @@ def place_atom(a: FloatArray, b: FloatArray, c: FloatArray, bond: float, angle: 
     return np.asarray(c + local @ frame)
 
 
-def _heavy_atoms(residues: list[str]) -> tuple[app.Topology, FloatArray]:
-    """Topology and positions (nm) of the heavy atoms of an extended chain."""
-    backbone = _extended_backbone(residues)
+def heavy_atoms(residues: list[str], torsions: Sequence[tuple[float, float, float]]) -> tuple[app.Topology, FloatArray]:
+    """Topology and positions (nm) of the heavy atoms of a chain with given phi, psi and omega (degrees).
+
+    A residue's omega is that of the bond to the one behind it; the first phi and the last omega mean nothing.
+    """
+    backbone = _backbone(torsions)
     topology = app.Topology()
     chain = topology.addChain()
     positions: list[FloatArray] = []
@@ -139,25 +155,29 @@ def _heavy_atoms(residues: list[str]) -> tuple[app.Topology, FloatArray]:
     if residues[-1] != "NME":
         n, ca, c, o = (backbone[-1][name] for name in ("N", "CA", "C", "O"))
         topology.addAtom("OXT", app.element.oxygen, residue)
-        positions.append(place_atom(n, ca, c, _C_O, _CA_C_O, _torsion(n, ca, c, o) + 180.0))
+        positions.append(place_atom(n, ca, c, _C_O, _CA_C_O, torsion_of(n, ca, c, o) + 180.0))
     topology.createStandardBonds()
     return topology, np.array(positions)
 
 
-def _extended_backbone(residues: list[str]) -> list[dict[str, FloatArray]]:
+def _extended(name: str) -> tuple[float, float, float]:
+    """Torsions phi, psi and omega of a residue in an extended strand."""
+    return (_PHI_PROLINE if name == "PRO" else _PHI, _PSI, _OMEGA)
+
+
+def _backbone(torsions: Sequence[tuple[float, float, float]]) -> list[dict[str, FloatArray]]:
     """Positions of N, CA, C, O of each residue; CH3 of ACE and the methyl of NME stand for CA."""
     origin = np.zeros(3)
     trace = [origin, origin + [_N_CA, 0.0, 0.0]]
     theta = np.radians(_N_CA_C)
     trace.append(trace[1] + _CA_C * np.array([-np.cos(theta), np.sin(theta), 0.0]))
-    for name in residues[1:]:
-        phi = _PHI_PROLINE if name == "PRO" else _PHI
-        for bond, angle, torsion in ((_C_N, _CA_C_N, _PSI), (_N_CA, _C_N_CA, _OMEGA), (_CA_C, _N_CA_C, phi)):
+    for (_, psi, omega), (phi, _, _) in pairwise(torsions):
+        for bond, angle, torsion in ((_C_N, _CA_C_N, psi), (_N_CA, _C_N_CA, omega), (_CA_C, _N_CA_C, phi)):
             trace.append(place_atom(trace[-3], trace[-2], trace[-1], bond, angle, torsion))
     backbone = []
-    for index in range(len(residues)):
+    for index, (_, psi, _) in enumerate(torsions):
         n, ca, c = trace[3 * index : 3 * index + 3]
-        o = place_atom(n, ca, c, _C_O, _CA_C_O, _PSI + 180.0)
+        o = place_atom(n, ca, c, _C_O, _CA_C_O, psi + 180.0)
         backbone.append({"N": n, "CA": ca, "C": c, "O": o})
     return backbone
 
@@ -204,7 +224,7 @@ def _superpose(coordinates: FloatArray, anchors: list[int], targets: FloatArray)
     return np.asarray((coordinates - centre) @ rotation + target_centre)
 
 
-def _torsion(a: FloatArray, b: FloatArray, c: FloatArray, d: FloatArray) -> float:
+def torsion_of(a: FloatArray, b: FloatArray, c: FloatArray, d: FloatArray) -> float:
     """Torsion a-b-c-d in degrees."""
     first, second, third = b - a, c - b, d - c
     normal, other = np.cross(first, second), np.cross(second, third)
