@@ -12,7 +12,7 @@ import openmm
 import torch
 from openmm import unit
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, Proposals, require_density
 from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
 from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.kernel import Kernel
@@ -33,6 +33,16 @@ def at_temperature(density: ProposalDensity, kT: float) -> ProposalDensity:
     conditioned: Any = density
     found: ProposalDensity = conditioned.at(kT / _GAS_CONSTANT)
     return found
+
+
+def given_current(density: ProposalDensity, current: FloatArray) -> Proposals:
+    """What proposes from a configuration: with frozen="keep", the density given its frozen coordinates."""
+    if not getattr(density, "keeps_frozen", False):
+        require_density(density, "A move")
+        return density
+    generator: Any = density
+    given: Proposals = generator.given(current)
+    return given
 
 
 class GeneratorScans:
@@ -152,7 +162,7 @@ class GeneratorScans:
         def place(positions: FloatArray) -> FloatArray:
             return align(positions, current, masses) if self.generator.pose == "invariant" else positions
 
-        density = at_temperature(self.generator, kT)
+        density = given_current(at_temperature(self.generator, kT), current)
         scan = self.kernel.scan(density, current, place, energies, rng)
         if scan.moved:
             energies.place(scan.positions[scan.chain[-1]])
