@@ -169,7 +169,7 @@ class DifferentiableDensity(ProposalDensity, Protocol):
         ...
 
 
-def require_density(density: object, purpose: str) -> None:
+def check_has_density(density: object, purpose: str) -> None:
     """Raise ValueError if a generator has no density of its own, as one of reduced coordinates may have none.
 
     Parameters

@@ -24,7 +24,7 @@ from openmm_bg.coordinates import ConstraintMetric, InternalCoordinates, build_z
 from openmm_bg.coordinates.features import Features
 from openmm_bg.coordinates.reference import reference_internal
 from openmm_bg.coordinates.rotatable import rotatable_torsions
-from openmm_bg.density import FloatArray, LatentLabels, Samples, require_density
+from openmm_bg.density import FloatArray, LatentLabels, Samples, check_has_density
 from openmm_bg.flows import FlowConfig, FlowWithFrozen, SplineFlow, default_config
 from openmm_bg.given import GivenFrozen
 from openmm_bg.molecule import Molecule
@@ -335,7 +335,7 @@ class BoltzmannGenerator:
         if frozen_from is not None:
             return self.given(frozen_from).sample(n, rng=rng)
         if self.keeps_frozen:
-            require_density(self, "sample()")
+            check_has_density(self, "sample()")
         seed = int(np.random.default_rng(rng).integers(2**63 - 1))
         latent = self.flow.sample_base(n, torch.Generator().manual_seed(seed)).cpu().numpy().astype(np.float64)
         if self.why_no_density is None:
@@ -372,7 +372,7 @@ class BoltzmannGenerator:
         ValueError
             For another shape, precision or device, or a generator that has no density of its own.
         """
-        require_density(self, "log_prob")
+        check_has_density(self, "log_prob")
         if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3):
             raise ValueError(f"Positions have shape {tuple(positions.shape)}; expected (n, {self.n_atoms}, 3) in nm.")
         if positions.dtype != torch.float64 or positions.device != self.device:
@@ -400,7 +400,7 @@ class BoltzmannGenerator:
 
     def to_latent(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Latents of configurations, shape (n, n_atoms, 3) nm to (n, n_dof): circles first, in [-pi, pi)."""
-        require_density(self, "to_latent")
+        check_has_density(self, "to_latent")
         return self._in_chunks(positions, lambda x: self._encode(x)[0].double())
 
     def from_latent(self, latents: FloatArray) -> FloatArray:
@@ -408,7 +408,7 @@ class BoltzmannGenerator:
 
         Latents on circles may be in any period.
         """
-        require_density(self, "from_latent")
+        check_has_density(self, "from_latent")
         return self._decoded(latents)[0]
 
     @property
@@ -430,7 +430,7 @@ class BoltzmannGenerator:
         log_prob : Tensor, shape (n,)
             As `log_prob` of the positions, by the forward pass.
         """
-        require_density(self, "from_latent_tensor")
+        check_has_density(self, "from_latent_tensor")
         return self._decode(latents)
 
     def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:

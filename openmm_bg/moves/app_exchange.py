@@ -10,7 +10,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, check_has_density
 from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Independence
 from openmm_bg.moves.learned_exchange import GeneratorDraw
@@ -198,6 +198,7 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
         return np.array(temperatures)
 
     def _add_reservoir(self, reservoir: ProposalDensity) -> None:
+        check_has_density(reservoir, "A reservoir")
         self.reservoirIndex = len(self.states)
         self._reservoir = reservoir
         self._reservoir_scans = GeneratorScans(reservoir)

@@ -18,7 +18,7 @@ from openmmtools.cache import ContextCache
 from openmmtools.mcmc import MCMCMove
 from openmmtools.states import SamplerState, ThermodynamicState
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, check_has_density
 from openmm_bg.moves.annealed import Annealed
 from openmm_bg.moves.coupling import CoupledLangevin, Coupling
 from openmm_bg.moves.independence import Scan
@@ -230,6 +230,7 @@ class BoltzmannGeneratorMove(GeneratorScans, MCMCMove):
         assert self.atom_subset is not None
         rng = self._random()
         energies = self._energies_in(context, kT)
+        check_has_density(self.generator, "A move of a solute in its solvent")
         density = at_temperature(self.generator, kT)
         coupling = self._couplings.get(context)
         if coupling is None:

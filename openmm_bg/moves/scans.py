@@ -12,7 +12,7 @@ import openmm
 import torch
 from openmm import unit
 
-from openmm_bg.density import FloatArray, ProposalDensity, Proposals, require_density
+from openmm_bg.density import FloatArray, ProposalDensity, Proposals, check_has_density
 from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
 from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.kernel import Kernel
@@ -38,7 +38,7 @@ def at_temperature(density: ProposalDensity, kT: float) -> ProposalDensity:
 def given_current(density: ProposalDensity, current: FloatArray) -> Proposals:
     """What proposes from a configuration: with frozen="keep", the density given its frozen coordinates."""
     if not getattr(density, "keeps_frozen", False):
-        require_density(density, "A move")
+        check_has_density(density, "A move")
         return density
     generator: Any = density
     given: Proposals = generator.given(current)

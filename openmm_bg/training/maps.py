@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from openmm import unit
 
-from openmm_bg.density import FloatArray, LatentDensity, ProposalDensity, require_density
+from openmm_bg.density import FloatArray, LatentDensity, ProposalDensity, check_has_density
 from openmm_bg.generator import BoltzmannGenerator
 
 ROUND_TRIP = 1e-4  # nm: how far a configuration may come back from where it started
@@ -135,7 +135,7 @@ def check_same_measure(first: ProposalDensity, second: ProposalDensity) -> None:
 
 def _check_same_latents(source: LatentDensity, target: LatentDensity) -> None:
     for density in (source, target):
-        require_density(density, "A map")
+        check_has_density(density, "A map")
     if not (isinstance(source, BoltzmannGenerator) and isinstance(target, BoltzmannGenerator)):
         if source.pose != "absolute":
             raise TypeError(
