@@ -1,0 +1,228 @@
+"""Steps of a latent walk found in an equilibration phase, fixed when it is over, and acceptance by kind of proposal."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from openmm import unit
+from openmmtools.cache import ContextCache
+from openmmtools.mcmc import MCMCMove
+from openmmtools.states import SamplerState, ThermodynamicState
+
+from openmm_bg.moves.independence import Scan
+from openmm_bg.moves.latent_walk import LatentWalk, WalkTuning
+from openmm_bg.moves.move import BoltzmannGeneratorMove
+from openmm_bg.moves.scans import GeneratorScans
+from openmm_bg.moves.simulation import BoltzmannGeneratorSampling
+from openmm_bg.moves.thermostat import thermostat
+from openmm_bg.moves.walk_chain import WalkScan
+
+FIXED = 0.4  # last part of the phase, in which the steps are fixed and the acceptance is measured
+SMALLEST = 1e-5  # step
+TOLERANCE = 0.05  # of the acceptance
+ALMOST_FRESH = 0.9  # a step that comes to more than this is taken for a fresh draw
+
+
+class TuningError(RuntimeError):
+    """The acceptance that a walk's steps were to have was not reached."""
+
+
+class AcceptanceByKind:
+    """Counts proposals of latent walks by their kind; give it to `observe_scans`, or call it with scans.
+
+    Attributes
+    ----------
+    n_proposed, n_accepted : Counter
+        By name of the block, or "independence".
+
+    Examples
+    --------
+    >>> acceptance = AcceptanceByKind()
+    >>> with observe_scans(acceptance):  # doctest: +SKIP
+    ...     sampler.run(100)
+    >>> acceptance.fractions  # doctest: +SKIP
+    {'global': 0.26, 'side_chain': 0.12, 'independence': 0.0}
+    """
+
+    def __init__(self) -> None:
+        self.n_proposed: Counter[str] = Counter()
+        self.n_accepted: Counter[str] = Counter()
+
+    def __call__(self, scan: Scan, thermodynamic_state: ThermodynamicState | None = None) -> None:
+        """Add one scan; proposals of other kernels than `LatentWalk` count as "other"."""
+        kinds = scan.kind if isinstance(scan, WalkScan) else np.full(scan.n_proposed, "other")
+        self.n_proposed.update(kinds.tolist())
+        self.n_accepted.update(kinds[scan.accepted].tolist())
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Accepted part of the proposals of each kind that there were."""
+        return {kind: self.n_accepted[kind] / n for kind, n in self.n_proposed.items()}
+
+
+def tune_latent_walk(
+    move: BoltzmannGeneratorMove,
+    thermodynamic_state: ThermodynamicState,
+    sampler_state: SamplerState,
+    *,
+    dynamics: MCMCMove | None = None,
+    n_scans: int = 200,
+    context_cache: ContextCache | None = None,
+) -> WalkTuning:
+    """Find the steps of a move's latent walk in an equilibration phase, and fix them.
+
+    In the first part of the phase the steps follow the acceptance (Robbins and Monro); what is sampled there is not
+    exact, and has to be thrown away. In the last part the steps are fixed, and the acceptance is measured. The move's
+    kernel is then replaced by one that has these steps and the record of the phase, which is stored with the move. It
+    does not change again.
+
+    Give the phase what production will have: a state that is equilibrated, the same temperature, and as `dynamics`
+    the moves that alternate with this one. A move that is part of a SequenceMove is a copy: tune it before.
+
+    Parameters
+    ----------
+    move : BoltzmannGeneratorMove
+        With `kernel=LatentWalk(...)`. Its counts stay as they are.
+    thermodynamic_state : openmmtools.states.ThermodynamicState
+    sampler_state : openmmtools.states.SamplerState
+        Is moved.
+    dynamics : openmmtools.mcmc.MCMCMove, optional
+        Applied before each scan.
+    n_scans : int
+        Length of the phase.
+    context_cache : openmmtools.cache.ContextCache, optional
+
+    Returns
+    -------
+    WalkTuning
+        The record; also `move.kernel.tuning`.
+
+    Raises
+    ------
+    TuningError
+        If the acceptance is not within 0.05 of the target in the end. The move has its old kernel then.
+    ValueError
+        If the kernel is another one, or the phase too short.
+    """
+
+    def scan() -> Scan:
+        if dynamics is not None:
+            dynamics.apply(thermodynamic_state, sampler_state, context_cache=context_cache)
+        move.apply(thermodynamic_state, sampler_state, context_cache)
+        assert move.last_scan is not None
+        return move.last_scan
+
+    temperature = thermodynamic_state.temperature.value_in_unit(unit.kelvin)
+    return _tune(move, scan, lambda: temperature, n_scans)
+
+
+def tune_in_simulation(sampling: BoltzmannGeneratorSampling, *, n_scans: int = 200) -> WalkTuning:
+    """Find and fix the steps of a latent walk in a Simulation of openmm.app; see `tune_latent_walk`.
+
+    The simulation advances by `n_scans` intervals without reports.
+
+    Parameters
+    ----------
+    sampling : BoltzmannGeneratorSampling
+        With `kernel=LatentWalk(...)`.
+    n_scans : int
+
+    Returns
+    -------
+    WalkTuning
+
+    Raises
+    ------
+    TuningError, ValueError
+        As `tune_latent_walk`.
+    """
+    simulation = sampling.simulation
+    temperature = thermostat(simulation)
+    rng = np.random.default_rng(sampling.seed)
+
+    def scan() -> Scan:
+        simulation.integrator.step(sampling.interval)
+        return sampling.apply_in(simulation.context, temperature(), rng)
+
+    return _tune(sampling, scan, temperature, n_scans)
+
+
+def _tune(move: GeneratorScans, scan: Callable[[], Scan], temperature: Callable[[], float], n_scans: int) -> WalkTuning:
+    kernel = move.kernel
+    if not isinstance(kernel, LatentWalk):
+        raise ValueError(f"Only a LatentWalk has steps to tune, but the kernel is {kernel}.")
+    n_fixed = round(FIXED * n_scans)
+    if not isinstance(n_scans, int | np.integer) or n_scans < 10:
+        raise ValueError(f"n_scans must be an integer of at least 10, but is {n_scans!r}.")
+    before = move.statistics
+    tuned: LatentWalk | None = None
+    try:
+        steps = _follow(move, kernel, scan, int(n_scans) - n_fixed)
+        move.kernel = replace(kernel, step=steps, tuning=None)
+        counts = AcceptanceByKind()
+        for _ in range(n_fixed):
+            counts(scan())
+        kinds = [kind for kind in (*kernel.blocks, "independence") if counts.n_proposed[kind]]
+        record = WalkTuning(
+            target_acceptance=kernel.target_acceptance,
+            temperature=float(temperature()),
+            n_scans=int(n_scans),
+            n_proposals=int(n_scans) * kernel.n_proposals,
+            n_fixed_scans=n_fixed,
+            kinds=kinds,
+            acceptance=[counts.fractions[kind] for kind in kinds],
+            step=steps,
+        )
+        _check_reached(replace(kernel, step=steps, tuning=None), counts)
+        tuned = replace(kernel, step=steps, tuning=record)
+        return record
+    finally:
+        move.kernel = kernel if tuned is None else tuned
+        move.statistics = before
+
+
+def _follow(move: GeneratorScans, kernel: LatentWalk, scan: Callable[[], Scan], n_scans: int) -> list[float]:
+    """Let the logarithms of steps follow the acceptance; the mean of their second half, in the order of blocks."""
+    log_step = {kind: math.log(step) for kind, step in kernel.steps.items()}
+    visited: dict[str, list[float]] = {kind: [] for kind in log_step}
+    for number in range(n_scans):
+        move.kernel = _with_steps(kernel, log_step)
+        counts = AcceptanceByKind()
+        counts(scan())
+        gain = 2.0 / (number + 1) ** 0.6
+        for kind, fraction in counts.fractions.items():
+            if kind in log_step:
+                moved = log_step[kind] + gain * (fraction - kernel.target_acceptance)
+                log_step[kind] = min(0.0, max(math.log(SMALLEST), moved))
+                visited[kind].append(log_step[kind])
+    means = {kind: float(np.mean(values[len(values) // 2 :])) for kind, values in visited.items() if values}
+    means = {kind: 0.0 if value > math.log(ALMOST_FRESH) else value for kind, value in means.items()}
+    return list(_with_steps(kernel, log_step | means).step)  # type: ignore[arg-type]
+
+
+def _with_steps(kernel: LatentWalk, log_step: dict[str, float]) -> LatentWalk:
+    fixed: dict[str, Any] = {kind: math.exp(value) for kind, value in log_step.items()}
+    return replace(kernel, step=fixed, tuning=None)
+
+
+def _check_reached(kernel: LatentWalk, counts: AcceptanceByKind) -> None:
+    """Raise TuningError unless every step is accepted as often as it should be, or is already a fresh draw."""
+    target = kernel.target_acceptance
+    missed = {
+        kind: (step, counts.fractions.get(kind, math.nan))
+        for kind, step in kernel.steps.items()
+        if not abs(counts.fractions.get(kind, math.nan) - target) <= TOLERANCE
+        and not (step == 1.0 and counts.fractions.get(kind, 0.0) > target)
+    }
+    if missed:
+        found = "; ".join(f"{kind}: {fraction:.3f} at step {step:.3g}" for kind, (step, fraction) in missed.items())
+        raise TuningError(
+            f"The acceptance did not come within {TOLERANCE} of the target {target}: {found}. Equilibrate longer (a "
+            "larger n_scans, dynamics before and in between), or leave these blocks out; a step of almost zero means "
+            "that the current state is one that the generator hardly knows."
+        )
