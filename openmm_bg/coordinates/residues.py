@@ -7,15 +7,16 @@ NME, NH2, formyl, longer acids and amines).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import openmm.app
 from numpy.typing import NDArray
+from openmm.app.topology import Atom, Residue
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-Atom = openmm.app.topology.Atom
 Neighbours = dict[Atom, list[Atom]]
 
 TRIPLE = {"N": "N", "CA": "C", "C": "C"}  # names and elements of the atoms that make a residue an amino acid
@@ -86,7 +87,7 @@ def _carbonyl_oxygens(carbon: Atom, neighbours: Neighbours) -> list[Atom]:
     return [atom for atom in neighbours[carbon] if _symbol(atom) == "O" and len(neighbours[atom]) == 1]
 
 
-def _triple(residue: openmm.app.topology.Residue, neighbours: Neighbours) -> tuple[Atom, Atom, Atom] | None:
+def _triple(residue: Residue, neighbours: Neighbours) -> tuple[Atom, Atom, Atom] | None:
     """N, CA and C of an amino acid, None for any other residue."""
     found = {atom.name: atom for atom in residue.atoms() if TRIPLE.get(atom.name) == _symbol(atom)}
     if len(found) < len(TRIPLE):
@@ -96,9 +97,9 @@ def _triple(residue: openmm.app.topology.Residue, neighbours: Neighbours) -> tup
 
 
 def _cap_chain(
-    residue: openmm.app.topology.Residue,
+    residue: Residue,
     neighbours: Neighbours,
-    amino_acids: set[openmm.app.topology.Residue],
+    amino_acids: Collection[Residue],
     chain: set[Atom],
 ) -> set[Atom] | None:
     """Atoms with which a cap continues the chain (none if it sits on a side chain); None if it is no cap."""

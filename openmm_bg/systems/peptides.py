@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from importlib.resources import as_file, files
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import openmm
 from openmm import app, unit
 
+from openmm_bg.systems.hydrogens import add_hydrogens
 from openmm_bg.systems.molecular_system import (
     DEFAULT_FORCEFIELD,
     FloatArray,
@@ -22,6 +18,7 @@ from openmm_bg.systems.molecular_system import (
     load_forcefield,
     minimize,
 )
+from openmm_bg.systems.residue_templates import CAPS, heavy_atom_template
 
 _ONE_LETTER = {
     **{"A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS"},
@@ -30,7 +27,6 @@ _ONE_LETTER = {
 }
 # Protonation states that openmm.app.Modeller knows as variants of a residue.
 _VARIANTS = {"HID": "HIS", "HIE": "HIS", "HIP": "HIS", "ASH": "ASP", "GLH": "GLU", "LYN": "LYS"}
-_CAPS = ("ACE", "NME")
 
 # Backbone geometry in nm and degrees (Engh and Huber, 1991), and the torsions of an extended strand.
 _N_CA, _CA_C, _C_N, _C_O = 0.1459, 0.1525, 0.1336, 0.1229
@@ -85,16 +81,11 @@ def finish(
 ) -> MolecularSystem:
     """Add hydrogens to the heavy atoms of a chain (nm), parametrise it, and minimise its energy."""
     field = load_forcefield(forcefield)
-    modeller = app.Modeller(topology, positions * unit.nanometer)
-    with _fixed_random_state():
-        modeller.addHydrogens(
-            field,
-            variants=[name if name in _VARIANTS else None for name in residues],
-            platform=openmm.Platform.getPlatformByName("Reference"),
-        )
-    system = create_system(field, modeller.topology, constraints=constraints, hydrogen_mass=hydrogen_mass)
-    start = np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
-    return MolecularSystem(system, modeller.topology, minimize(system, start))
+    variants = [name if name in _VARIANTS else None for name in residues]
+    complete, with_hydrogens = add_hydrogens(field, topology, positions * unit.nanometer, variants)
+    system = create_system(field, complete, constraints=constraints, hydrogen_mass=hydrogen_mass)
+    start = np.array(with_hydrogens.value_in_unit(unit.nanometer), dtype=np.float64)
+    return MolecularSystem(system, complete, minimize(system, start))
 
 
 def parse_sequence(sequence: str) -> list[str]:
@@ -102,7 +93,7 @@ def parse_sequence(sequence: str) -> list[str]:
     text = sequence.strip().upper()
     if not text:
         raise ValueError('The sequence is empty; expected "ACE-ALA-NME" or one-letter codes such as "YGGFM".')
-    known = {*_ONE_LETTER.values(), *_VARIANTS, *_CAPS}
+    known = {*_ONE_LETTER.values(), *_VARIANTS, *CAPS}
     if "-" in text or text in known:
         residues = text.split("-")
     else:
@@ -121,7 +112,7 @@ def parse_sequence(sequence: str) -> list[str]:
             )
         if (name == "ACE" and index != 0) or (name == "NME" and index != len(residues) - 1):
             raise ValueError(f"{name} at place {index + 1} of {sequence!r}: ACE can only come first and NME only last.")
-    if not set(residues) - set(_CAPS):
+    if not set(residues) - set(CAPS):
         raise ValueError(f"{sequence!r} holds no amino acid; expected at least one, as in ACE-ALA-NME.")
     return residues
 
@@ -193,26 +184,13 @@ def _residue_atoms(name: str, backbone: dict[str, FloatArray]) -> Iterator[tuple
         yield "N", "N", backbone["N"]
         yield "C", "C", backbone["CA"]
         return
-    template = _template(name)
+    template = heavy_atom_template(name)
     names = [atom_name for atom_name, _, _ in template]
     coordinates = np.array([position for _, _, position in template])
     anchors = [names.index(anchor) for anchor in ("N", "CA", "C")]
     placed = _superpose(coordinates, anchors, np.array([backbone[key] for key in ("N", "CA", "C")]))
     for (atom_name, symbol, _), position in zip(template, placed, strict=True):
         yield atom_name, symbol, backbone.get(atom_name, position)
-
-
-@cache
-def _template(name: str) -> tuple[tuple[str, str, tuple[float, float, float]], ...]:
-    """Heavy atoms of an L amino acid from pdbfixer's templates, C-terminal oxygen left out."""
-    with as_file(files("pdbfixer") / "templates" / f"{name}.pdb") as path:
-        pdb = app.PDBFile(str(path))
-    positions = pdb.positions.value_in_unit(unit.nanometer)
-    return tuple(
-        (atom.name, atom.element.symbol, tuple(position))
-        for atom, position in zip(pdb.topology.atoms(), positions, strict=True)
-        if atom.element is not app.element.hydrogen and atom.name != "OXT"
-    )
 
 
 def _superpose(coordinates: FloatArray, anchors: list[int], targets: FloatArray) -> FloatArray:
@@ -229,14 +207,3 @@ def torsion_of(a: FloatArray, b: FloatArray, c: FloatArray, d: FloatArray) -> fl
     first, second, third = b - a, c - b, d - c
     normal, other = np.cross(first, second), np.cross(second, third)
     return float(np.degrees(np.arctan2(np.linalg.norm(second) * first @ other, normal @ other)))
-
-
-@contextmanager
-def _fixed_random_state() -> Iterator[None]:
-    """Modeller displaces new hydrogens with Python's global generator: fix it, and put it back."""
-    state = random.getstate()
-    random.seed(0)
-    try:
-        yield
-    finally:
-        random.setstate(state)
