@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import openmm
@@ -22,6 +22,8 @@ from openmm_bg.potentials import TorchBackend
 COUNTERS = ("n_accepted", "n_proposed", "n_nonfinite_energy", "n_off_support", "n_current_off_support")
 MAX_SEED = np.iinfo(np.int32).max
 _GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+
+EnergySource = Literal["openmm", "torch", "compiled"]
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class GeneratorScans:
     ----------
     generator : ProposalDensity
     kernel : Independence or Annealed, optional
-    energies : {"openmm", "torch"}
+    energies : {"openmm", "torch", "compiled"}
 
     Attributes
     ----------
@@ -223,7 +225,10 @@ class GeneratorScans:
         backend = self._torch.get(context)
         if backend is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            backend = self._torch.setdefault(context, TorchBackend(context.getSystem(), device))
+            compiled = self.energies == "compiled"
+            precision: Literal["double", "mixed"] = "mixed" if compiled else "double"
+            made = TorchBackend(context.getSystem(), device, precision=precision, compile=compiled)
+            backend = self._torch.setdefault(context, made)
         return TorchEnergies(context, kT, backend)
 
     def _draw_velocities(self, context: openmm.Context, temperature: float, rng: np.random.Generator) -> None:
@@ -239,13 +244,12 @@ class _Checked:
     parameters: dict[str, float] | None = None
 
 
-def known_backend(name: str) -> Literal["openmm", "torch"]:
+def known_backend(name: str) -> EnergySource:
     """Return the name of a source of energies, or raise ValueError."""
-    if name == "openmm":
-        return "openmm"
-    if name == "torch":
-        return "torch"
-    raise ValueError(f"Unknown energies {name!r}; expected 'openmm' or 'torch'.")
+    for known in get_args(EnergySource):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"Unknown energies {name!r}; expected one of {', '.join(map(repr, get_args(EnergySource)))}.")
 
 
 def check_finite(positions: FloatArray) -> None:
