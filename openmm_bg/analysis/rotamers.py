@@ -33,10 +33,10 @@ Status = Literal["resolved", "too short", "never moved"]
 
 ROTAMER_CENTERS = np.radians([60.0, 180.0, -60.0])  # gauche+, trans, gauche-
 _CORE = math.radians(40.0)  # half the width of a core; what lies between the cores is on the way
-_FEWEST_TRANSITIONS = 20
+_FEWEST_TRANSITIONS = 30
 _LARGEST_RELATIVE_ERROR = 0.5
 _TAIL = 0.025  # on each side of a 95 % interval
-_NEVER = -math.log(0.05)  # Poisson: no event has a probability of 5 % if 3.0 are expected
+_NEVER = -math.log(_TAIL)  # Poisson: no event has a probability of 2.5 % if 3.7 are expected
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RotamerRelaxation:
     duration : float
         Length of the chain.
     status : str
-        "resolved"; "too short" with fewer than 20 transitions, an error of half the time or more, or a rotamer known
+        "resolved"; "too short" with fewer than 30 transitions, an error of half the time or more, or a rotamer known
         to be populated and never visited; "never moved" without any transition.
     """
 
