@@ -78,6 +78,11 @@ class FlowWithFrozen(nn.Module):
         frozen = (self.layout.linear[i] for i in self._frozen_columns.tolist())
         return (*self.generated.latent_places, *frozen)
 
+    @property
+    def n_correlated(self) -> int:
+        """Largest number of features whose covariance is taken from data in full."""
+        return max(self.colouring.shape[-1], self.generated.n_correlated)
+
     def torsion_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the density of the torsions."""
         return self.generated.torsion_parameters()

@@ -152,6 +152,11 @@ class SplineFlow(nn.Module):
         """Where each latent belongs."""
         return (*self.layout.circular, *(self.layout.linear[i] for i in self._order.tolist()))
 
+    @property
+    def n_correlated(self) -> int:
+        """Largest number of linear features whose covariance is taken from data in full."""
+        return max(self.affine.sizes, default=0)
+
     def torsion_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the density of the torsions."""
         return self.torsion_layers.parameters()
