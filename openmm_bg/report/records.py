@@ -38,9 +38,8 @@ class _Record:
                 arrays: dict[str, Any] = {name: stored[name] for name in names if name not in (*absent, *missing)}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"cannot read {path}: {error}; it is damaged, or was not written by openmm-bg") from error
-        n = len(arrays["energy"])
-        arrays.update({name: np.zeros(n, dtype=bool) for name in absent})
-        return cls(**arrays, **{name: np.zeros((n, 0)) for name in missing})
+        arrays.update({name: np.zeros(len(arrays["energy"]), dtype=bool) for name in absent})
+        return cls(**arrays, **{name: np.zeros((len(arrays["energy"]), 0)) for name in missing})
 
 
 @dataclass(frozen=True)
