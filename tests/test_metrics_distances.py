@@ -194,7 +194,7 @@ def test_frames_that_cannot_be_used_are_refused(change, message: str) -> None:
 def test_weights_that_are_none_are_refused(weights: np.ndarray) -> None:
     topology, _ = triangle()
     frames = breathing(np.linspace(-1.0, 1.0, 20))
-    with pytest.raises(ValueError, match="weights of shape .* give one for each"):
+    with pytest.raises(ValueError, match=r"weights of shape .* give one for each"):
         distance_distortion(frames, frames, topology, weights=weights)
 
 

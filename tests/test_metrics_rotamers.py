@@ -145,7 +145,7 @@ def test_quantile_over_torsions_is_known_only_if_unresolved_ones_cannot_change_i
     value, lower, upper = relaxation_quantile([*resolved, unknown, unknown], 0.5)
     assert math.isnan(value)
     assert (lower, upper) == (1.0, 7.0)
-    with pytest.raises(ValueError, match="the quantile 0.5 of 0 torsions"):
+    with pytest.raises(ValueError, match=r"the quantile 0\.5 of 0 torsions"):
         relaxation_quantile([], 0.5)
 
 
@@ -154,7 +154,7 @@ def test_chains_that_cannot_be_used_are_refused() -> None:
         rotamer_relaxation(np.zeros(9))
     with pytest.raises(ValueError, match="10 finite angles"):
         rotamer_relaxation(np.full(20, np.nan))
-    with pytest.raises(ValueError, match="the interval between frames is 0.0"):
+    with pytest.raises(ValueError, match=r"the interval between frames is 0\.0"):
         rotamer_relaxation(np.zeros(20), interval=0.0)
     with pytest.raises(ValueError, match="of sum one"):
         rotamer_relaxation(np.zeros(20), populations=(0.5, 0.5))

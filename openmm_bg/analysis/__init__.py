@@ -12,7 +12,7 @@ from openmm_bg.analysis.basins import (
     rare_population,
 )
 from openmm_bg.analysis.checks import Check, Verdict
-from openmm_bg.analysis.clashes import clash_counts
+from openmm_bg.analysis.clashes import clash_counts, inverted_counts
 from openmm_bg.analysis.compare import EnsembleComparison, compare_ensembles
 from openmm_bg.analysis.contacts import ContactDifference, ContactMap, contact_difference, contact_map
 from openmm_bg.analysis.differences import AbsoluteFreeEnergy, FreeEnergyDifference
@@ -110,6 +110,7 @@ __all__ = [
     "free_energy_profile",
     "free_energy_surface",
     "from_weights",
+    "inverted_counts",
     "pareto_k",
     "populations",
     "radius_of_gyration",

@@ -10,10 +10,10 @@ import numpy as np
 import openmm.app
 from numpy.typing import NDArray
 from openmm import unit
-from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from openmm_bg.analysis.membership import in_nanometers
+from openmm_bg.coordinates.chirality import signed_volumes, stereocentres
 from openmm_bg.density import FloatArray
 
 OVERLAP = 0.04  # nm, beyond which two van der Waals spheres clash (Word et al., J. Mol. Biol. 285, 1711 (1999))
@@ -45,13 +45,10 @@ def clash_counts(positions: Any, topology: openmm.app.Topology, *, overlap: Any 
     ValueError
         If positions are not finite or are not of the topology's atoms.
     """
-    x = in_nanometers(positions)
-    n_atoms = topology.getNumAtoms()
-    if x.shape[1] != n_atoms or not np.isfinite(x).all():
-        raise ValueError(f"positions have shape {x.shape}; expected (n, {n_atoms}, 3), all finite")
+    x = _checked(positions, topology)
     allowed = float(overlap.value_in_unit(unit.nanometer) if unit.is_quantity(overlap) else overlap)
     radii = _radii(topology)
-    apart = _excluded(topology)
+    near_by_bonds, n_atoms = _excluded(topology), x.shape[1]
     donated, polar = _polar(topology)
     reach = 2.0 * float(radii.max()) - allowed
     counts = np.zeros(len(x), dtype=np.int64)
@@ -61,8 +58,41 @@ def clash_counts(positions: Any, topology: openmm.app.Topology, *, overlap: Any 
         near = distance < radii[first] + radii[second] - allowed
         first, second = first[near], second[near]
         hydrogen_bond = (donated[first] & polar[second]) | (polar[first] & donated[second])
-        counts[index] = np.count_nonzero(~hydrogen_bond & ~apart[first, second].astype(bool))
+        counts[index] = np.count_nonzero(~hydrogen_bond & ~np.isin(first * n_atoms + second, near_by_bonds))
     return counts
+
+
+def inverted_counts(positions: Any, topology: openmm.app.Topology, reference: Any) -> NDArray[np.int64]:
+    """Return the number of stereocentres of each structure that have another hand than in a reference.
+
+    Looked at are alpha carbons, and beta carbons with two different branches as in isoleucine and threonine. Dynamics
+    never inverts one; a generator that does has proposals that are never accepted, or a basin that is not wanted.
+
+    Parameters
+    ----------
+    positions : array_like, Quantity or mdtraj.Trajectory
+        Shape (n, n_atoms, 3), arrays in nm, molecules whole.
+    topology : openmm.app.Topology
+        With bonds.
+    reference : array_like, Quantity or mdtraj.Trajectory
+        Structures of the right hand, shape (n, n_atoms, 3); the majority decides.
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+    """
+    centers = stereocentres(topology)
+    right = np.sign(np.sign(signed_volumes(_checked(reference, topology), centers)).sum(axis=0))
+    found = np.sign(signed_volumes(_checked(positions, topology), centers))
+    return np.asarray(np.count_nonzero(found != right, axis=1), dtype=np.int64)
+
+
+def _checked(positions: Any, topology: openmm.app.Topology) -> FloatArray:
+    x = in_nanometers(positions)
+    n_atoms = topology.getNumAtoms()
+    if x.shape[1] != n_atoms or not np.isfinite(x).all():
+        raise ValueError(f"positions have shape {x.shape}; expected (n, {n_atoms}, 3), all finite")
+    return x
 
 
 def _radii(topology: openmm.app.Topology) -> FloatArray:
@@ -70,17 +100,17 @@ def _radii(topology: openmm.app.Topology) -> FloatArray:
     return np.array([atom.element.radius for atom in mdtraj.Topology.from_openmm(topology).atoms], dtype=np.float64)
 
 
-def _excluded(topology: openmm.app.Topology) -> csr_array:
-    """Matrix of the pairs that are fewer than four bonds apart."""
+def _excluded(topology: openmm.app.Topology) -> NDArray[np.int64]:
+    """Pairs that are fewer than four bonds apart, the pair (i, j) as i n_atoms + j."""
+    n_atoms = topology.getNumAtoms()
     graph = nx.Graph((first.index, second.index) for first, second in topology.bonds())
-    graph.add_nodes_from(range(topology.getNumAtoms()))
-    rows, columns = [], []
-    for atom in range(topology.getNumAtoms()):
-        near = nx.single_source_shortest_path_length(graph, atom, cutoff=_BONDS_APART - 1)
-        rows += [atom] * len(near)
-        columns += list(near)
-    shape = (topology.getNumAtoms(),) * 2
-    return csr_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=shape)
+    graph.add_nodes_from(range(n_atoms))
+    pairs = [
+        atom * n_atoms + other
+        for atom in range(n_atoms)
+        for other in nx.single_source_shortest_path_length(graph, atom, cutoff=_BONDS_APART - 1)
+    ]
+    return np.array(pairs, dtype=np.int64)
 
 
 def _polar(topology: openmm.app.Topology) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ import numpy as np
 import openmm.app
 from numpy.typing import ArrayLike
 
-from openmm_bg.analysis.clashes import clash_counts
+from openmm_bg.analysis.clashes import clash_counts, inverted_counts
 from openmm_bg.analysis.contacts import MINIMUM_SEPARATION, ContactDifference, contact_difference
 from openmm_bg.analysis.distances import DistanceDistortion, distance_distortion
 from openmm_bg.analysis.divergences import Divergence
@@ -35,8 +35,9 @@ class EnsembleComparison:
     contacts : ContactDifference or None
         None for a molecule of three residues or fewer.
     torsions : TorsionComparison
-    clashes : tuple of two Estimate
-        Mean number per structure, in the ensemble and in the reference.
+    clashes, inverted_centers : tuple of two Estimate
+        Mean number per structure, in the ensemble and in the reference: overlapping atoms, and stereocentres of another
+        hand than in most of the reference.
     """
 
     distances: DistanceDistortion
@@ -45,6 +46,7 @@ class EnsembleComparison:
     contacts: ContactDifference | None
     torsions: TorsionComparison = field(repr=False)
     clashes: tuple[Estimate, Estimate]
+    inverted_centers: tuple[Estimate, Estimate]
 
     def rows(self) -> list[tuple[str, str, Estimate, Estimate]]:
         """Each metric as (name, unit, value, what to compare it with: its floor, or the value of the reference).
@@ -69,6 +71,7 @@ class EnsembleComparison:
                     (f"{name}: Jensen-Shannon divergence", "bits", *_mean(each, "jensen_shannon")),
                 ]
         rows.append(("clashes per structure", "", *self.clashes))
+        rows.append(("inverted centres per structure", "", *self.inverted_centers))
         return rows
 
     def __str__(self) -> str:
@@ -124,6 +127,7 @@ def compare_ensembles(
     generator = np.random.default_rng(rng)
     gyration = [side.weights.mean(radius_of_gyration(side.positions, topology)) for side in sides]
     clashes = [side.weights.mean(clash_counts(side.positions, topology)) for side in sides]
+    inverted = [side.weights.mean(inverted_counts(side.positions, topology, theirs.positions)) for side in sides]
     fluctuations = [rmsf(side, topology, rng=generator) for side in sides]
     several = topology.getNumResidues() > MINIMUM_SEPARATION
     return EnsembleComparison(
@@ -133,6 +137,7 @@ def compare_ensembles(
         contacts=contact_difference(ours, theirs, topology) if several else None,
         torsions=compare_torsions(ours, theirs, topology, rng=generator),
         clashes=(clashes[0], clashes[1]),
+        inverted_centers=(inverted[0], inverted[1]),
     )
 
 
