@@ -67,7 +67,7 @@ def distance_distortion(
     weights: ArrayLike | None = None,
     reference_weights: ArrayLike | None = None,
 ) -> DistanceDistortion:
-    """Return the distance distortion over all pairs of the atoms N, CA and C (docs: theory, "Estimators").
+    """Return the distance distortion over all pairs of the atoms N, CA and C (docs: metrics).
 
     Parameters
     ----------
