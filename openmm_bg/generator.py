@@ -403,6 +403,11 @@ class BoltzmannGenerator:
         check_has_density(self, "to_latent")
         return self._in_chunks(positions, lambda x: self._encode(x)[0].double())
 
+    def encode(self, positions: unit.Quantity | FloatArray) -> tuple[FloatArray, FloatArray]:
+        """`to_latent` and `log_prob` of configurations, shape (n, n_atoms, 3) nm, by one inverse pass."""
+        check_has_density(self, "encode")
+        return self._encoded(positions)
+
     def from_latent(self, latents: FloatArray) -> FloatArray:
         """Configurations of latents, shape (n, n_dof) to (n, n_atoms, 3) nm; NaN where arithmetic overflows.
 
@@ -574,6 +579,16 @@ class BoltzmannGenerator:
             + self._log_constraint_jacobian
         )
         return latent, torch.where(torch.isfinite(log_prob), log_prob, -torch.inf)
+
+    def _encoded(self, positions: unit.Quantity | FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Latents of configurations and their log densities, in chunks."""
+
+        def columns(x: Tensor) -> Tensor:
+            latent, log_prob = self._encode(x)
+            return torch.cat([latent.double(), log_prob[:, None]], 1)
+
+        found = self._in_chunks(positions, columns)
+        return found[:, :-1], found[:, -1]
 
     def _in_chunks(self, positions: unit.Quantity | FloatArray, function: Callable[[Tensor], Tensor]) -> FloatArray:
         if isinstance(positions, unit.Quantity):

@@ -72,6 +72,11 @@ class GivenFrozen:
         """Latents of the generated coordinates, shape (n, n_atoms, 3) to (n, n_dof): circles first."""
         return self._generator._in_chunks(positions, lambda x: self._generator._encode(x)[0])[:, : self.n_dof]
 
+    def encode(self, positions: unit.Quantity | FloatArray) -> tuple[FloatArray, FloatArray]:
+        """`to_latent` and `log_prob` of configurations by one inverse pass."""
+        latents, log_prob = self._generator._encoded(positions)
+        return latents[:, : self.n_dof], log_prob
+
     def from_latent(self, latents: FloatArray) -> FloatArray:
         """Configurations of latents, shape (n, n_dof) to (n, n_atoms, 3) nm, with the given frozen coordinates."""
         return self._generator._decoded(self._completed(latents))[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -233,14 +233,14 @@ class PlainStepOnCircles(LatentWalk):
 
 
 class WrongScale(LatentWalk):
-    """Mutant: normal latents are not shrunk before noise is added."""
+    """Mutant: normal latents are shrunk by too little before noise is added."""
 
     def _stepped(
         self, base: Base, latents: np.ndarray, moves: NDArray[np.bool_], step: float, rng: np.random.Generator
     ) -> np.ndarray:
         proposed = super()._stepped(base, latents, moves, step, rng)
         n = base.n_circles
-        grown = proposed[:, n:] + (1.0 - np.sqrt(1.0 - step**2)) * latents[n:]
+        grown = proposed[:, n:] + (np.sqrt(1.0 - 0.5 * step**2) - np.sqrt(1.0 - step**2)) * latents[n:]
         proposed[:, n:] = np.where(moves[:, n:], grown, latents[n:])
         return proposed
 
@@ -253,7 +253,3 @@ class AdaptiveStep(LatentWalk):
     ) -> np.ndarray:
         far = np.abs(latents[base.n_circles :]).mean() > 0.8
         return super()._stepped(base, latents, moves, min(1.0, step * (3.0 if far else 0.4)), rng)
-
-
-def with_coupling(coupling: float) -> SideChain:
-    return replace(SERINE, coupling=coupling)

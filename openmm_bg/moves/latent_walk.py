@@ -34,6 +34,8 @@ class WalkTuning:
         The walk's blocks and "independence", as far as there were proposals.
     acceptance : list of float
         Accepted part of the proposals of each kind in these last scans.
+    acceptance_error : list of float
+        Its standard errors.
     step : list of float
         Steps of the blocks, fixed from then on.
     """
@@ -45,6 +47,7 @@ class WalkTuning:
     n_fixed_scans: int
     kinds: list[str]
     acceptance: list[float]
+    acceptance_error: list[float]
     step: list[float]
 
 

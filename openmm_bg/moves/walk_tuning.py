@@ -25,6 +25,7 @@ from openmm_bg.moves.walk_chain import WalkScan
 FIXED = 0.4  # last part of the phase, in which the steps are fixed and the acceptance is measured
 SMALLEST = 1e-5  # step
 TOLERANCE = 0.05  # of the acceptance
+BLOCKS_OF_SCANS = 10  # for errors
 ALMOST_FRESH = 0.9  # a step that comes to more than this is taken for a fresh draw
 
 
@@ -52,17 +53,33 @@ class AcceptanceByKind:
     def __init__(self) -> None:
         self.n_proposed: Counter[str] = Counter()
         self.n_accepted: Counter[str] = Counter()
+        self._scans: list[tuple[Counter[str], Counter[str]]] = []
 
     def __call__(self, scan: Scan, thermodynamic_state: ThermodynamicState | None = None) -> None:
         """Add one scan; proposals of other kernels than `LatentWalk` count as "other"."""
         kinds = scan.kind if isinstance(scan, WalkScan) else np.full(scan.n_proposed, "other")
-        self.n_proposed.update(kinds.tolist())
-        self.n_accepted.update(kinds[scan.accepted].tolist())
+        proposed, accepted = Counter(kinds.tolist()), Counter(kinds[scan.accepted].tolist())
+        self.n_proposed += proposed
+        self.n_accepted += accepted
+        self._scans.append((proposed, accepted))
 
     @property
     def fractions(self) -> dict[str, float]:
         """Accepted part of the proposals of each kind that there were."""
         return {kind: self.n_accepted[kind] / n for kind, n in self.n_proposed.items()}
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Standard errors of the fractions, by the scatter of blocks of scans; NaN of less than two scans."""
+        n_blocks = min(BLOCKS_OF_SCANS, len(self._scans))
+        if n_blocks < 2:
+            return dict.fromkeys(self.n_proposed, math.nan)
+        found = {}
+        for kind, fraction in self.fractions.items():
+            proposed, accepted = np.array([(p[kind], a[kind]) for p, a in self._scans], dtype=float).T
+            excess = [block.sum() for block in np.array_split(accepted - fraction * proposed, n_blocks)]
+            found[kind] = float(np.std(excess, ddof=1) * math.sqrt(n_blocks) / proposed.sum())
+        return found
 
 
 def tune_latent_walk(
@@ -105,7 +122,8 @@ def tune_latent_walk(
     Raises
     ------
     TuningError
-        If the acceptance is not within 0.05 of the target in the end. The move has its old kernel then.
+        If in the end an acceptance is off the target by more than 0.05 and twice its error. The move keeps its old
+        kernel then.
     ValueError
         If the kernel is another one, or the phase too short.
     """
@@ -167,6 +185,7 @@ def _tune(move: GeneratorScans, scan: Callable[[], Scan], temperature: Callable[
         counts = AcceptanceByKind()
         for _ in range(n_fixed):
             counts(scan())
+        errors = counts.errors
         kinds = [kind for kind in (*kernel.blocks, "independence") if counts.n_proposed[kind]]
         record = WalkTuning(
             target_acceptance=kernel.target_acceptance,
@@ -176,6 +195,7 @@ def _tune(move: GeneratorScans, scan: Callable[[], Scan], temperature: Callable[
             n_fixed_scans=n_fixed,
             kinds=kinds,
             acceptance=[counts.fractions[kind] for kind in kinds],
+            acceptance_error=[errors[kind] for kind in kinds],
             step=steps,
         )
         _check_reached(replace(kernel, step=steps, tuning=None), counts)
@@ -211,18 +231,20 @@ def _with_steps(kernel: LatentWalk, log_step: dict[str, float]) -> LatentWalk:
 
 
 def _check_reached(kernel: LatentWalk, counts: AcceptanceByKind) -> None:
-    """Raise TuningError unless every step is accepted as often as it should be, or is already a fresh draw."""
-    target = kernel.target_acceptance
-    missed = {
-        kind: (step, counts.fractions.get(kind, math.nan))
-        for kind, step in kernel.steps.items()
-        if not abs(counts.fractions.get(kind, math.nan) - target) <= TOLERANCE
-        and not (step == 1.0 and counts.fractions.get(kind, 0.0) > target)
-    }
+    """Raise TuningError if a step is accepted too often or too seldom by more than the tolerance and two errors.
+
+    One that is too often is no fault of a step that is already a fresh draw.
+    """
+    target, fractions, errors = kernel.target_acceptance, counts.fractions, counts.errors
+    missed = []
+    for kind, step in kernel.steps.items():
+        fraction, error = fractions.get(kind, math.nan), errors.get(kind, math.nan)
+        reached = abs(fraction - target) <= TOLERANCE + 2.0 * error  # not if one is NaN
+        if not reached and not (step == 1.0 and fraction > target):
+            missed.append(f"{kind}: {fraction:.3f} +- {error:.3f} at step {step:.3g}")
     if missed:
-        found = "; ".join(f"{kind}: {fraction:.3f} at step {step:.3g}" for kind, (step, fraction) in missed.items())
         raise TuningError(
-            f"The acceptance did not come within {TOLERANCE} of the target {target}: {found}. Equilibrate longer (a "
-            "larger n_scans, dynamics before and in between), or leave these blocks out; a step of almost zero means "
-            "that the current state is one that the generator hardly knows."
+            f"The acceptance did not come to the target {target}: {'; '.join(missed)}. Equilibrate longer (a larger "
+            "n_scans; dynamics before and in between), or leave these blocks out; a step of almost zero means that the "
+            "current state is one that the generator hardly knows."
         )
