@@ -15,7 +15,7 @@ import openmm
 from numpy.typing import NDArray
 
 from benchmarks.replica_exchange_reference import FRICTION, RESULTS, TIMESTEP, exchange, start
-from openmm_bg.analysis.dihedrals import backbone_pairs, ramachandran_angles, torsion_angles
+from openmm_bg.analysis.dihedrals import torsion_angles
 from openmm_bg.systems import MolecularSystem, peptide
 
 FILE = RESULTS / "dipeptide_reference.npz"
@@ -31,11 +31,19 @@ def valine() -> MolecularSystem:
 
 
 def torsions(molecule: MolecularSystem, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Phi, psi and chi1 of configurations, shape (..., n_atoms, 3) to (..., 3)."""
-    atoms = {atom.name: atom.index for atom in molecule.topology.atoms() if atom.residue.name == "VAL"}
-    phi, psi = (a[..., 0] for a in ramachandran_angles(positions, backbone_pairs(molecule.topology)))
-    chi = torsion_angles(positions, [[atoms[name] for name in ("N", "CA", "CB", "CG1")]])[..., 0]
-    return np.stack([phi, psi, chi], axis=-1)
+    """Phi, psi, chi1 and the torsions of the two peptide bonds, shape (..., n_atoms, 3) to (..., 5)."""
+    first, second, third = (
+        {atom.name: atom.index for atom in residue.atoms()} for residue in molecule.topology.residues()
+    )
+    n, ca, c, cb = (second[name] for name in ("N", "CA", "C", "CB"))
+    rows = [
+        [first["C"], n, ca, c],
+        [n, ca, c, third["N"]],
+        [n, ca, cb, second["CG1"]],
+        [first["CH3"], first["C"], n, ca],
+        [ca, c, third["N"], third["C" if "C" in third else "CH3"]],
+    ]
+    return torsion_angles(positions, rows)
 
 
 def main() -> None:

@@ -251,5 +251,5 @@ class AdaptiveStep(LatentWalk):
     def _stepped(
         self, base: Base, latents: np.ndarray, moves: NDArray[np.bool_], step: float, rng: np.random.Generator
     ) -> np.ndarray:
-        far = np.abs(latents[base.n_circles :]).mean() > 0.8
-        return super()._stepped(base, latents, moves, min(1.0, step * (3.0 if far else 0.4)), rng)
+        far = np.abs(latents[base.n_circles :]).mean() > 0.9
+        return super()._stepped(base, latents, moves, 0.05 * step if far else 1.5 * step, rng)

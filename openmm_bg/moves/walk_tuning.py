@@ -214,7 +214,7 @@ def _follow(move: GeneratorScans, kernel: LatentWalk, scan: Callable[[], Scan], 
         move.kernel = _with_steps(kernel, log_step)
         counts = AcceptanceByKind()
         counts(scan())
-        gain = 2.0 / (number + 1) ** 0.6
+        gain = 2.0 / (number + 1) ** 0.8
         for kind, fraction in counts.fractions.items():
             if kind in log_step:
                 moved = log_step[kind] + gain * (fraction - kernel.target_acceptance)
