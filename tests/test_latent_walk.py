@@ -315,10 +315,10 @@ def tuned(move: BoltzmannGeneratorMove, n_scans: int = 60, sampler_state: Sample
 def test_steps_come_to_the_acceptance_that_is_asked_for_and_stay(step: float) -> None:
     kernel = LatentWalk(64, step=step, blocks=["global", "side_chains"], target_acceptance=0.4)
     move = BoltzmannGeneratorMove(SideChainDensity(1.0), kernel=kernel, seed=1)
-    sampler_state = tuned(move)
+    sampler_state = tuned(move, 100)
     assert move.n_proposed == 0  # the phase is no part of the statistics
     found, record = move.kernel, move.kernel.tuning
-    assert (record.n_scans, record.n_proposals, record.n_fixed_scans) == (60, 3840, 24)
+    assert (record.n_scans, record.n_proposals, record.n_fixed_scans) == (100, 6400, 35)
     assert record.temperature == TEMPERATURE
     assert record.kinds == ["global", "side_chains", "independence"]
     assert record.step == found.step
@@ -397,10 +397,10 @@ def test_steps_are_tuned_in_a_simulation_too() -> None:
     simulation.context.setPositions(SERINE.reference())
     kernel = LatentWalk(64, blocks=["global", "backbone"], target_acceptance=0.4)
     sampling = BoltzmannGeneratorSampling(simulation, SideChainDensity(), interval=10, kernel=kernel, seed=1)
-    record = tune_in_simulation(sampling, n_scans=60)
+    record = tune_in_simulation(sampling, n_scans=120)
     assert sampling.kernel.tuning == record
     assert record.acceptance[0] == pytest.approx(0.4, abs=0.05 + 2.0 * record.acceptance_error[0])
-    assert simulation.currentStep == 600
+    assert simulation.currentStep == 1200
     assert sampling.n_proposed == 0
     sampling.step(20)
     assert sampling.n_proposed == 2 * 64
@@ -416,7 +416,7 @@ def test_a_tuned_walk_is_stored_with_its_record_as_plain_values() -> None:
     stored = move.__getstate__()
     assert restored_kernel(json.loads(json.dumps(stored["kernel"]))) == move.kernel
     assert copy.deepcopy(move).kernel == move.kernel
-    assert "n_fixed_scans=24" in repr(move)
+    assert "n_fixed_scans=21" in repr(move)
     with pytest.raises(ValueError, match="are not those that were tuned"):
         dataclasses.replace(move.kernel, step=0.5)
 

@@ -22,7 +22,9 @@ from openmm_bg.moves.simulation import BoltzmannGeneratorSampling
 from openmm_bg.moves.thermostat import thermostat
 from openmm_bg.moves.walk_chain import WalkScan
 
-FIXED = 0.4  # last part of the phase, in which the steps are fixed and the acceptance is measured
+PROBED = 0.2  # part of the phase in which steps that were found are tried, to be corrected once
+FIXED = 0.35  # last part of the phase, in which the steps are fixed and the acceptance is measured
+CORRECTION = 1.25  # of the logarithm of a step per acceptance; half of what brings a typical one to the target
 SMALLEST = 1e-5  # step
 TOLERANCE = 0.05  # of the acceptance
 BLOCKS_OF_SCANS = 10  # for errors
@@ -174,17 +176,20 @@ def _tune(move: GeneratorScans, scan: Callable[[], Scan], temperature: Callable[
     kernel = move.kernel
     if not isinstance(kernel, LatentWalk):
         raise ValueError(f"Only a LatentWalk has steps to tune, but the kernel is {kernel}.")
-    n_fixed = round(FIXED * n_scans)
     if not isinstance(n_scans, int | np.integer) or n_scans < 10:
         raise ValueError(f"n_scans must be an integer of at least 10, but is {n_scans!r}.")
+    n_probed, n_fixed = round(PROBED * n_scans), round(FIXED * n_scans)
     before = move.statistics
     tuned: LatentWalk | None = None
     try:
-        steps = _follow(move, kernel, scan, int(n_scans) - n_fixed)
-        move.kernel = replace(kernel, step=steps, tuning=None)
-        counts = AcceptanceByKind()
-        for _ in range(n_fixed):
-            counts(scan())
+        log_step = _follow(move, kernel, scan, int(n_scans) - n_probed - n_fixed)
+        fractions = _measured(move, kernel, log_step, scan, n_probed).fractions
+        for kind in log_step.keys() & fractions.keys():
+            log_step[kind] = _within(log_step[kind] + CORRECTION * (fractions[kind] - kernel.target_acceptance))
+            if log_step[kind] > math.log(ALMOST_FRESH):
+                log_step[kind] = 0.0
+        counts = _measured(move, kernel, log_step, scan, n_fixed)
+        steps = list(_with_steps(kernel, log_step).step)  # type: ignore[arg-type]
         errors = counts.errors
         kinds = [kind for kind in (*kernel.blocks, "independence") if counts.n_proposed[kind]]
         record = WalkTuning(
@@ -206,23 +211,32 @@ def _tune(move: GeneratorScans, scan: Callable[[], Scan], temperature: Callable[
         move.statistics = before
 
 
-def _follow(move: GeneratorScans, kernel: LatentWalk, scan: Callable[[], Scan], n_scans: int) -> list[float]:
-    """Let the logarithms of steps follow the acceptance; the mean of their second half, in the order of blocks."""
+def _follow(move: GeneratorScans, kernel: LatentWalk, scan: Callable[[], Scan], n_scans: int) -> dict[str, float]:
+    """Let the logarithms of steps follow the acceptance; the means of their second half."""
     log_step = {kind: math.log(step) for kind, step in kernel.steps.items()}
-    visited: dict[str, list[float]] = {kind: [] for kind in log_step}
+    visited: dict[str, list[float]] = {kind: [value] for kind, value in log_step.items()}
     for number in range(n_scans):
-        move.kernel = _with_steps(kernel, log_step)
-        counts = AcceptanceByKind()
-        counts(scan())
         gain = 2.0 / (number + 1) ** 0.8
-        for kind, fraction in counts.fractions.items():
+        for kind, fraction in _measured(move, kernel, log_step, scan, 1).fractions.items():
             if kind in log_step:
-                moved = log_step[kind] + gain * (fraction - kernel.target_acceptance)
-                log_step[kind] = min(0.0, max(math.log(SMALLEST), moved))
+                log_step[kind] = _within(log_step[kind] + gain * (fraction - kernel.target_acceptance))
                 visited[kind].append(log_step[kind])
-    means = {kind: float(np.mean(values[len(values) // 2 :])) for kind, values in visited.items() if values}
-    means = {kind: 0.0 if value > math.log(ALMOST_FRESH) else value for kind, value in means.items()}
-    return list(_with_steps(kernel, log_step | means).step)  # type: ignore[arg-type]
+    return {kind: float(np.mean(values[len(values) // 2 :])) for kind, values in visited.items()}
+
+
+def _measured(
+    move: GeneratorScans, kernel: LatentWalk, log_step: dict[str, float], scan: Callable[[], Scan], n_scans: int
+) -> AcceptanceByKind:
+    """Counts of some scans with given steps."""
+    move.kernel = _with_steps(kernel, log_step)
+    counts = AcceptanceByKind()
+    for _ in range(n_scans):
+        counts(scan())
+    return counts
+
+
+def _within(log_step: float) -> float:
+    return min(0.0, max(math.log(SMALLEST), log_step))
 
 
 def _with_steps(kernel: LatentWalk, log_step: dict[str, float]) -> LatentWalk:
