@@ -251,13 +251,23 @@ def sample(
         float | None, typer.Option(min=0.1, help="Seconds in which a walk is tuned first.", show_default=False)
     ] = None,
     n_proposals: Annotated[
-        int | None, typer.Option(min=1, help="Proposals of a scan. [default: 256; of a walk 64]", show_default=False)
+        int | None, typer.Option(min=1, help="Proposals of a scan. [default: 256; of a walk 128]", show_default=False)
     ] = None,
     n_steps: Annotated[
         int | None,
+        typer.Option(min=1, help="Langevin steps between two scans. [default: 250]", show_default=False),
+    ] = None,
+    timestep: Annotated[
+        float | None,
         typer.Option(
-            min=1, help="Langevin steps between two scans. [default: 250; with a walk 100]", show_default=False
+            min=0.01,
+            help="Of these steps, in fs. [default: that of the data; with a walk at most 2]",
+            show_default=False,
         ),
+    ] = None,
+    friction: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="In 1/ps. [default: that of the data; with a walk 5]", show_default=False),
     ] = None,
     seed: Seed = 1,
     platform: OnPlatform = Platform.auto,
@@ -267,13 +277,13 @@ def sample(
     with clear_errors(f"openmm-bg sample {folder or output}"):
         run_folder = _open(folder, output)
         import_quietly()
-        from openmm_bg.cli.sample import SampleOptions
         from openmm_bg.cli.sample import sample as run
+        from openmm_bg.cli.sample_options import SampleOptions
 
         preset = QUICK if quick else FULL
         options = SampleOptions(
             seconds or preset.sample, n_samples or preset.n_samples, n_proposals, n_steps, platform.value, seed,
-            kernel.value, tune or preset.tune,
+            kernel.value, tune or preset.tune, None if timestep is None else timestep / 1000.0, friction,
         )  # fmt: skip
         run(run_folder, options, part.value)
 

@@ -181,7 +181,9 @@ def generator_chain(
         "n_proposed": int(chain.proposed.sum()),
         "n_accepted": int(chain.accepted.sum()),
         "n_current_off_support": int(chain.off_support.sum()),
-        "remark": f"{n_cycles:,} cycles of {n_proposals} proposals and {n_steps} steps",
+        "remark": (
+            f"{n_cycles:,} cycles of {n_proposals} proposals and {n_steps} steps of {1000 * dynamics.timestep:g} fs"
+        ),
         **walk,
     }
 

@@ -66,7 +66,9 @@ DATA_TEMPERATURE, FOLDED_DATA_TEMPERATURE, MAX_TEMPERATURE = 700.0, 400.0, 600.0
 # Long scans: the flow costs half as much per proposal in a batch of 256 as in one of 64.
 N_PROPOSALS = 256
 N_STEPS = 250
-# A walk's proposals are judged one after the other; what they do not move, dynamics has to.
-N_WALK_PROPOSALS = 64
-N_WALK_STEPS = 100
-WALK_BLOCKS = ("side_chain", "side_chains", "backbone")
+# A walk's proposals are judged one after the other; what they do not move, dynamics has to. Its velocities are drawn
+# anew after every accepted scan, which a long timestep answers with heat in stiff bonds until friction takes it away.
+N_WALK_PROPOSALS = 128
+N_WALK_STEPS = 250
+WALK_TIMESTEP, WALK_FRICTION = 0.002, 5.0  # ps, 1/ps; of the dynamics between scans
+WALK_BLOCKS = ("side_chain", "backbone")

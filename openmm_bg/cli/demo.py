@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from openmm_bg.cli.defaults import Demo
-from openmm_bg.cli.sample import SampleOptions, sample
+from openmm_bg.cli.sample import sample
+from openmm_bg.cli.sample_options import SampleOptions
 from openmm_bg.cli.simulate import SimulateOptions, simulate
 from openmm_bg.cli.terminal import say
 from openmm_bg.cli.train import TrainOptions, train

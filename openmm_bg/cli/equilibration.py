@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from openmm_bg.cli.terminal import Report
 from openmm_bg.density import ProposalDensity
 from openmm_bg.moves import BoltzmannGeneratorMove, LatentWalk, TuningError, observe_scans, tune_latent_walk
 from openmm_bg.moves.kernel import stored_options
+from openmm_bg.moves.latent_blocks import REDRAWN
 from openmm_bg.potentials import PlatformChoice
 from openmm_bg.systems import MolecularSystem
 from openmm_bg.training.data import write_npz
@@ -42,14 +44,15 @@ def equilibrate(
     Returns
     -------
     kernel : LatentWalk
-        With fixed steps.
+        With fixed steps, or only blocks that have none.
     record : dict
         Entries for the record of the phase.
 
     Raises
     ------
     ValueError
-        If the acceptance that the walk is to have is not reached.
+        If the acceptance that the walk is to have is not reached, and nothing is left that needs no step. Where
+        something is, the walk goes on with that alone, and the record says so.
     """
     context = platform.create_context(molecule.system, dynamics.integrator(seed))
     context.setPositions(molecule.positions)
@@ -68,20 +71,24 @@ def equilibrate(
         move.apply(place, current, cache)
     per_scan = (time.perf_counter() - started) / _TIMED_SCANS
     n_scans = int(np.clip(seconds / per_scan, _FEWEST_SCANS, _MOST_SCANS))
-    counted = _Shown(n_scans, report)
+    remark = f"{n_scans} scans, the last {{n_fixed}} with the steps fixed; then left out"
     try:
-        with observe_scans(counted):
+        with observe_scans(_Shown(n_scans, report)):
             tuning = tune_latent_walk(move, place, current, dynamics=langevin, n_scans=n_scans, context_cache=cache)
+        remark = remark.format(n_fixed=tuning.n_fixed_scans)
     except TuningError as error:
-        raise ValueError(f"{error} The option --tune gives it more seconds.") from error
-    positions = current.positions.value_in_unit(unit.nanometer)
-    write_npz(path, positions=positions)
-    tuned = move.kernel
-    assert isinstance(tuned, LatentWalk)
-    return tuned, {
+        left = [kind for kind in kernel.blocks if kind in REDRAWN]
+        if not left:
+            raise ValueError(f"{error} The option --tune gives it more seconds.") from error
+        move.kernel = replace(kernel, blocks=left, step=1.0)
+        remark = f"{n_scans} scans; only fresh draws ({', '.join(left)}) are left: {error}"
+    write_npz(path, positions=current.positions.value_in_unit(unit.nanometer))
+    fixed = move.kernel
+    assert isinstance(fixed, LatentWalk)
+    return fixed, {
         "n_evaluations": RELAXATION_STEPS + (n_scans + _TIMED_SCANS) * (kernel.n_proposals + n_steps + 1),
-        "kernel": stored_options(tuned),
-        "remark": f"{n_scans} scans, the last {tuning.n_fixed_scans} with the steps fixed; then left out",
+        "kernel": stored_options(fixed),
+        "remark": remark,
     }
 
 

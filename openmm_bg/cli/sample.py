@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +12,9 @@ import numpy as np
 import torch
 
 from openmm_bg.cli import side_process
-from openmm_bg.cli.chains import Dynamics, generator_chain, langevin_chain
-from openmm_bg.cli.defaults import FULL, N_PROPOSALS, N_STEPS, N_WALK_PROPOSALS, N_WALK_STEPS, WALK_BLOCKS
+from openmm_bg.cli.chains import generator_chain, langevin_chain
+from openmm_bg.cli.defaults import WALK_BLOCKS
+from openmm_bg.cli.sample_options import SampleOptions, dynamics
 from openmm_bg.cli.terminal import Report, progress_bar, say
 from openmm_bg.density import FloatArray
 from openmm_bg.generator import BoltzmannGenerator
@@ -33,50 +33,6 @@ _CHUNK = 2048
 _LONGEST_DRAW = 15.0  # s, for the samples that are reweighted
 
 
-@dataclass(frozen=True)
-class SampleOptions:
-    """What `sample` does.
-
-    Attributes
-    ----------
-    seconds : float
-        Wall time of each of the two chains.
-    n_samples : int
-        Samples of the generator that are reweighted.
-    n_proposals, n_steps : int or None
-        Proposals of a scan and Langevin steps between two scans; None for what suits the kernel.
-    platform : str
-        "auto" or the name of an OpenMM platform.
-    seed : int
-    kernel : "auto", "independence" or "walk"
-        "auto" walks with a generator of reduced coordinates.
-    tune : float
-        Wall time in which a walk is tuned, after the structure has relaxed.
-    """
-
-    seconds: float = FULL.sample
-    n_samples: int = FULL.n_samples
-    n_proposals: int | None = None
-    n_steps: int | None = None
-    platform: str = "auto"
-    seed: int = 1
-    kernel: str = "auto"
-    tune: float = FULL.tune
-
-    def resolved(self, generator: BoltzmannGenerator) -> SampleOptions:
-        """Return the options with a kernel and numbers in the place of "auto" and None."""
-        kernel = self.kernel
-        if kernel == "auto":
-            kernel = "independence" if generator.latent_labels is None else "walk"
-        walks = kernel == "walk"
-        return replace(
-            self,
-            kernel=kernel,
-            n_proposals=self.n_proposals or (N_WALK_PROPOSALS if walks else N_PROPOSALS),
-            n_steps=self.n_steps or (N_WALK_STEPS if walks else N_STEPS),
-        )
-
-
 def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> None:
     """Run what is asked for, continuing what is there and repeating nothing.
 
@@ -88,7 +44,7 @@ def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> Non
         If there is no generator, or a chain is there that was sampled with another one or with other options.
     """
     molecule, generator = folder.read_system(), load_generator(folder)
-    options = options.resolved(generator)
+    options = options.resolved(generator, folder)
     if part == "generator" and generator.why_no_density is not None:
         raise ValueError(f"{folder.generator_file} has no density to reweight with: {generator.why_no_density}")
     todo = _begin(folder, options, part, generator)
@@ -123,10 +79,13 @@ def _begin(folder: RunFolder, options: SampleOptions, part: Part, loaded: Boltzm
     tuning of a walk, if its chain was not begun.
     """
     generator = loaded.content_hash
-    walks = {"kernel": options.kernel} if options.kernel == "walk" else {}
+    usual = dynamics(folder)
+    before = {"kernel": "independence", "timestep": usual.timestep, "friction": usual.friction}
+    asked_now = {"kernel": options.kernel, "timestep": options.timestep, "friction": options.friction}
+    unusual = {key: value for key, value in asked_now.items() if value != before[key]}
     chain = {
         "n_proposals": options.n_proposals, "n_steps": options.n_steps, "seed": options.seed, "generator": generator,
-        "seconds": options.seconds, **walks,
+        "seconds": options.seconds, **unusual,
     }  # fmt: skip
     phases: dict[str, tuple[str, Path, dict[str, Any]]] = {
         "sample": ("chain", folder.chain_file, chain),
@@ -147,13 +106,9 @@ def _begin(folder: RunFolder, options: SampleOptions, part: Part, loaded: Boltzm
             compared = {key: value for key, value in asked.items() if key != "seconds"}
             if folder.is_finished(name) and options.seconds < folder.asked(name).get("seconds", 0.0):
                 compared = asked
-            remedy = f"remove {file.name} to sample anew"
-            folder.check_asked(
-                name,
-                {"kernel": "independence", **compared} if name == "sample" else compared,
-                remedy,
-                unless_recorded={"kernel": "independence"},
-            )
+            if name == "sample":
+                compared = {**compared, **asked_now}
+            folder.check_asked(name, compared, f"remove {file.name} to sample anew", unless_recorded=before)
     todo = set()
     for name, (_, file, asked) in wanted.items():
         stored = {**asked, **folder.asked(name)}
@@ -165,7 +120,7 @@ def _begin(folder: RunFolder, options: SampleOptions, part: Part, loaded: Boltzm
         todo.add(name)
     if "sample" in wanted:
         folder.update_settings({"generator": generator, "why_no_density": loaded.why_no_density})
-    if walks and "sample" in todo and not folder.chain_file.exists():
+    if options.kernel == "walk" and "sample" in todo and not folder.chain_file.exists():
         asked = {**chain, "seconds": options.tune}
         if not (folder.is_finished("tune") and folder.equilibrated_file.exists() and folder.asked("tune") == asked):
             folder.restart_phase("tune")
@@ -189,12 +144,6 @@ def _check_same_generator(folder: RunFolder, generator: str) -> None:
             f"{folder.chain_file} was sampled with another generator than {folder.generator_file} is now (content hash "
             f"{str(known)[:12]}, now {generator[:12]}). Move chain.npz away to start anew"
         )
-
-
-def dynamics(folder: RunFolder) -> Dynamics:
-    """Return the Langevin dynamics that a folder's settings ask for."""
-    settings = folder.settings
-    return Dynamics(float(settings["temperature"]), float(settings["timestep"]), float(settings["friction"]))
 
 
 def run_langevin(path: Path, options: SampleOptions, platform: PlatformChoice, report: Report) -> dict[str, Any]:
@@ -232,17 +181,20 @@ def _tune(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -
     assert options.n_steps is not None
     generator = load_generator(folder)
     _to_gpu(generator, platform)
-    kernel = LatentWalk(n_proposals=options.n_proposals, blocks=WALK_BLOCKS)
+    labels = generator.latent_labels
+    blocks = ["global"] if labels is None else [kind for kind in WALK_BLOCKS if kind in labels.kind]
     with progress_bar("Tuning the walk") as report:
         kernel, record = equilibrate(
-            folder.read_system(), generator, dynamics(folder), folder.equilibrated_file, kernel=kernel,
-            seconds=options.tune, platform=platform, n_steps=options.n_steps, seed=options.seed + 2, report=report,
+            folder.read_system(), generator, options.dynamics(folder), folder.equilibrated_file,
+            kernel=LatentWalk(n_proposals=options.n_proposals, blocks=blocks), seconds=options.tune, platform=platform,
+            n_steps=options.n_steps, seed=options.seed + 2, report=report,
         )  # fmt: skip
     folder.update_phase("tune", finished=True, platform=platform.name, **record)
-    assert kernel.tuning is not None
-    accepted = dict(zip(kernel.tuning.kinds, kernel.tuning.acceptance, strict=True))
-    parts = [f"{kind} {fraction:.0%}" for kind, fraction in accepted.items()]
-    say(f"Walk tuned and fixed; accepted: {', '.join(parts)}")
+    if kernel.tuning is None:
+        say(f"[yellow]The walk: {record['remark']}[/]")
+        return
+    accepted = zip(kernel.tuning.kinds, kernel.tuning.acceptance, strict=True)
+    say(f"Walk tuned and fixed; accepted: {', '.join(f'{kind} {fraction:.0%}' for kind, fraction in accepted)}")
 
 
 def _equilibrated(folder: RunFolder) -> FloatArray | None:
@@ -272,7 +224,8 @@ def _chain(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) 
     _to_gpu(generator, platform)
     with progress_bar("BG + Langevin") as report:
         record = generator_chain(
-            folder.read_system(), generator, dynamics(folder), folder.chain_file, kernel=_kernel(folder, options),
+            folder.read_system(), generator, options.dynamics(folder), folder.chain_file,
+            kernel=_kernel(folder, options),
             seconds=options.seconds, platform=platform, n_steps=options.n_steps, seed=options.seed, report=report,
             start=_equilibrated(folder),
         )  # fmt: skip
