@@ -189,7 +189,8 @@ def _tune(move: GeneratorScans, scan: Callable[[], Scan], temperature: Callable[
             if log_step[kind] > math.log(ALMOST_FRESH):
                 log_step[kind] = 0.0
         counts = _measured(move, kernel, log_step, scan, n_fixed)
-        steps = list(_with_steps(kernel, log_step).step)  # type: ignore[arg-type]
+        steps = _with_steps(kernel, log_step).step
+        assert isinstance(steps, list)
         errors = counts.errors
         kinds = [kind for kind in (*kernel.blocks, "independence") if counts.n_proposed[kind]]
         record = WalkTuning(
