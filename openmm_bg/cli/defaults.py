@@ -49,13 +49,13 @@ DEMOS = {
     "alanine-dipeptide": Demo("ACE-ALA-NME", "full", "thermal", 0.002, None, FULL, QUICK),
     "chignolin": Demo(
         "chignolin", "reduced", "keep", 0.004, 3.0,
-        Schedule(simulate=200.0, train=200.0, tune=60.0, sample=240.0, n_samples=0),
+        Schedule(simulate=360.0, train=120.0, tune=60.0, sample=360.0, n_samples=0),
         Schedule(simulate=4.0, train=8.0, tune=5.0, sample=5.0, n_samples=0),
     ),
     "villin": Demo(
         "villin", "reduced", "keep", 0.004, 3.0,
-        Schedule(simulate=300.0, train=200.0, tune=100.0, sample=300.0, n_samples=0),
-        Schedule(simulate=10.0, train=10.0, tune=10.0, sample=10.0, n_samples=0),
+        Schedule(simulate=360.0, train=120.0, tune=100.0, sample=300.0, n_samples=0),
+        Schedule(simulate=20.0, train=10.0, tune=10.0, sample=10.0, n_samples=0),
     ),
 }  # fmt: skip
 
