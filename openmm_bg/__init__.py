@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from openmm_bg.density import LatentDensity, ProposalDensity, Samples
     from openmm_bg.flows import FlowConfig
     from openmm_bg.generator import BoltzmannGenerator
-    from openmm_bg.moves import Annealed, BoltzmannGeneratorMove, BoltzmannGeneratorSampling, Independence, bridge
+    from openmm_bg.moves import (
+        Annealed,
+        BoltzmannGeneratorMove,
+        BoltzmannGeneratorSampling,
+        Independence,
+        LatentWalk,
+        bridge,
+    )
     from openmm_bg.potentials import SystemPotential, flow_force
     from openmm_bg.training import FlowMap, Stage, TrainingHistory, train, train_map
 
@@ -41,6 +48,7 @@ _HOMES = {
     "GeneratorState": "analysis",
     "Independence": "moves",
     "LatentDensity": "density",
+    "LatentWalk": "moves",
     "ProposalDensity": "density",
     "ReducedEnergies": "analysis",
     "Samples": "density",
@@ -69,6 +77,7 @@ __all__ = [
     "GeneratorState",
     "Independence",
     "LatentDensity",
+    "LatentWalk",
     "ProposalDensity",
     "ReducedEnergies",
     "Samples",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from openmm import unit
     from torch import Tensor
 
+    from openmm_bg.base import Base
+
 FloatArray = NDArray[np.float64]
 
 
@@ -44,23 +46,29 @@ class Samples:
         return len(self.positions)
 
 
+@dataclass(frozen=True)
+class LatentLabels:
+    """What each latent of a generator of reduced coordinates belongs to.
+
+    Attributes
+    ----------
+    residue : ndarray of int, shape (n_dof,)
+        Index of the residue.
+    kind : ndarray of str, shape (n_dof,)
+        "backbone", "side_chain" or "frozen". Latents of a side chain move nothing but that side chain.
+    """
+
+    residue: NDArray[np.int64]
+    kind: NDArray[np.str_]
+
+
 @runtime_checkable
-class ProposalDensity(Protocol):
-    """A normalised density from which independent configurations can be drawn."""
+class Proposals(Protocol):
+    """What a kernel draws from and judges with; a `ProposalDensity`, or one whose frozen coordinates are given."""
 
     @property
     def n_atoms(self) -> int:
         """Number of atoms of a configuration."""
-        ...
-
-    @property
-    def content_hash(self) -> str:
-        """Hexadecimal digest of everything that determines the density."""
-        ...
-
-    @property
-    def pose(self) -> Literal["invariant", "absolute"]:
-        """Whether `log_prob` is a density modulo translation and rotation or one on Cartesian coordinates."""
         ...
 
     def sample(self, n: int, *, rng: np.random.Generator | int | None = None) -> Samples:
@@ -71,23 +79,15 @@ class ProposalDensity(Protocol):
         """Log density of configurations in nm, shape (n, n_atoms, 3) to (n,); -inf off the support."""
         ...
 
-    def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
-        """Raise ValueError, saying what differs, if `system` is not the one the density was made for."""
-        ...
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the density to one file, replacing it as a whole or not at all."""
-        ...
-
-    @classmethod
-    def load(cls, path: str | PathLike[str], *, system: openmm.System | None = None) -> Self:
-        """Read what `save` wrote; with `system` also check that the density was made for it."""
-        ...
-
 
 @runtime_checkable
-class LatentDensity(ProposalDensity, Protocol):
-    """A proposal density that is the image of a simple base density under an invertible map."""
+class LatentProposals(Proposals, Protocol):
+    """Proposals that are the image of a simple base density under an invertible map."""
+
+    @property
+    def base(self) -> Base:
+        """Density of the latents."""
+        ...
 
     def to_latent(self, positions: FloatArray) -> FloatArray:
         """Latents of configurations, shape (n, n_atoms, 3) to (n, n_dof); NaN off the support."""
@@ -99,8 +99,8 @@ class LatentDensity(ProposalDensity, Protocol):
 
 
 @runtime_checkable
-class DifferentiableLatentDensity(LatentDensity, Protocol):
-    """A latent density whose map has a gradient, with a base that is uniform on circles and standard normal else."""
+class DifferentiableLatentProposals(LatentProposals, Protocol):
+    """Proposals from latents by a map that has a gradient."""
 
     @property
     def n_dof(self) -> int:
@@ -123,6 +123,39 @@ class DifferentiableLatentDensity(LatentDensity, Protocol):
 
 
 @runtime_checkable
+class ProposalDensity(Proposals, Protocol):
+    """A normalised density from which independent configurations can be drawn."""
+
+    @property
+    def content_hash(self) -> str:
+        """Hexadecimal digest of everything that determines the density."""
+        ...
+
+    @property
+    def pose(self) -> Literal["invariant", "absolute"]:
+        """Whether `log_prob` is a density modulo translation and rotation or one on Cartesian coordinates."""
+        ...
+
+    def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
+        """Raise ValueError, saying what differs, if `system` is not the one the density was made for."""
+        ...
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the density to one file, replacing it as a whole or not at all."""
+        ...
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, system: openmm.System | None = None) -> Self:
+        """Read what `save` wrote; with `system` also check that the density was made for it."""
+        ...
+
+
+@runtime_checkable
+class LatentDensity(ProposalDensity, LatentProposals, Protocol):
+    """A proposal density that is the image of a simple base density under an invertible map."""
+
+
+@runtime_checkable
 class DifferentiableDensity(ProposalDensity, Protocol):
     """A proposal density meant for one temperature, with a gradient: what a Force or a path to it is made from."""
 
@@ -134,3 +167,17 @@ class DifferentiableDensity(ProposalDensity, Protocol):
     def log_prob_tensor(self, positions: Tensor) -> Tensor:
         """`log_prob` as a differentiable function of a float64 tensor in nm, shape (n, n_atoms, 3) to (n,)."""
         ...
+
+
+def check_has_density(density: object, purpose: str) -> None:
+    """Raise ValueError if a generator has no density of its own, as one of reduced coordinates may have none.
+
+    Parameters
+    ----------
+    density : object
+    purpose : str
+        What needs the density, as the subject of a sentence.
+    """
+    why = getattr(density, "why_no_density", None)
+    if why is not None:
+        raise ValueError(f"{purpose} needs a density, and the generator has none: {why}.")

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,13 +19,16 @@ from openmm import unit
 from torch import Tensor
 
 from openmm_bg import model_file
+from openmm_bg.base import Base
 from openmm_bg.coordinates import ConstraintMetric, InternalCoordinates, build_zmatrix, find_constraints
 from openmm_bg.coordinates.features import Features
 from openmm_bg.coordinates.reference import reference_internal
 from openmm_bg.coordinates.rotatable import rotatable_torsions
-from openmm_bg.density import FloatArray, Samples
-from openmm_bg.flows import FlowConfig, SplineFlow, default_config
+from openmm_bg.density import FloatArray, LatentLabels, Samples, check_has_density
+from openmm_bg.flows import FlowConfig, FlowWithFrozen, SplineFlow, default_config
+from openmm_bg.given import GivenFrozen
 from openmm_bg.molecule import Molecule
+from openmm_bg.reduction import Frozen, Reduction, feature_layout
 
 if TYPE_CHECKING:
     from openmm_bg.training.history import TrainingHistory
@@ -43,7 +46,7 @@ class BoltzmannGenerator:
     Attributes
     ----------
     n_atoms, n_dof : int
-        Number of atoms; number of generated coordinates (3 n_atoms - 6 less the constraints).
+        Number of atoms; number of latents (3 n_atoms - 6 less the constraints).
     pose : "invariant"
         `log_prob` is a density modulo translation and rotation.
     """
@@ -51,7 +54,13 @@ class BoltzmannGenerator:
     pose: Literal["invariant"] = "invariant"
 
     def __init__(
-        self, molecule: Molecule, rotatable: list[int], config: FlowConfig, temperature: float, seed: int
+        self,
+        molecule: Molecule,
+        rotatable: list[int],
+        config: FlowConfig,
+        temperature: float,
+        seed: int,
+        reduction: Reduction | None = None,
     ) -> None:
         self.molecule = molecule
         self._hashed: tuple[list[tuple[int, int]], str] | None = None
@@ -61,6 +70,7 @@ class BoltzmannGenerator:
         self._seed = seed
         self._rotatable = rotatable
         self.config = config
+        self.reduction = reduction
         topology = molecule.topology()
         zmatrix = build_zmatrix(topology)
         constraints = find_constraints(molecule.constraints_system(), zmatrix, topology)
@@ -69,7 +79,9 @@ class BoltzmannGenerator:
         self.features = Features(zmatrix, constraints, is_rotatable)
         self.metric = ConstraintMetric(constraints.pairs, molecule.masses)
         self._log_constraint_jacobian = constraints.log_jacobian
-        self.flow = SplineFlow(*self.features.places(zmatrix), config, seed)
+        layout = feature_layout(self.features, zmatrix, topology, is_rotatable, reduction)
+        generated = SplineFlow(layout.generated(), config, seed)
+        self.flow = FlowWithFrozen(generated, layout) if layout.frozen_linear else generated
         if config.temperature_range is not None:
             self.flow.set_temperature(temperature)
         if self.n_dof == 0:
@@ -82,7 +94,9 @@ class BoltzmannGenerator:
         topology: openmm.app.Topology,
         temperature: unit.Quantity | float,
         *,
-        coordinates: Literal["full"] = "full",
+        coordinates: Literal["full", "reduced"] = "full",
+        frozen: Frozen = "thermal",
+        bond_lengths: bool = False,
         flow: Literal["spline"] | FlowConfig = "spline",
         positions: unit.Quantity | FloatArray | None = None,
         temperature_range: tuple[unit.Quantity | float, unit.Quantity | float] | None = None,
@@ -98,8 +112,15 @@ class BoltzmannGenerator:
             With all bonds.
         temperature : Quantity or float (K)
             The temperature the generator is meant for; moves use each thermodynamic state's own.
-        coordinates : "full"
-            Every internal coordinate that no constraint fixes is generated.
+        coordinates : "full" or "reduced"
+            "full": every internal coordinate that no constraint fixes is generated. "reduced", for proteins: torsions
+            and angles of the backbone and rotatable torsions of the side chains are, the others are frozen.
+        frozen : "thermal", "keep" or "mean"
+            What becomes of frozen coordinates. "thermal": they are drawn from a fixed density, learned from the data's
+            mean and covariance in each residue; the generator has a full density. "keep": a move leaves them as they
+            are, exactly; the generator has no density of its own. "mean": pictures only.
+        bond_lengths : bool
+            With "reduced": generate lengths of backbone bonds too.
         flow : "spline" or FlowConfig
             "spline" chooses the sizes from the number of degrees of freedom.
         positions : Quantity or array, shape (n_atoms, 3), nm, optional
@@ -113,11 +134,17 @@ class BoltzmannGenerator:
         Raises
         ------
         ValueError
-            For more than one molecule, virtual sites, atoms without mass, constraints whose Jacobian is not constant,
+            For an unknown option, residues that are not those of a protein with "reduced", more than one molecule,
+            virtual sites, atoms without mass, constraints whose Jacobian is not constant,
             a temperature that is not positive, or positions of another shape.
         """
-        if coordinates != "full":
-            raise ValueError(f"coordinates={coordinates!r} is unknown; use 'full'.")
+        if coordinates not in ("full", "reduced"):
+            raise ValueError(f"coordinates={coordinates!r} is unknown; use 'full' or 'reduced'.")
+        reduction = Reduction(frozen, bond_lengths)
+        if coordinates == "full" and reduction != Reduction():
+            raise ValueError(
+                "frozen and bond_lengths are options of coordinates='reduced'; a full generator has neither."
+            )
         kelvin = _in_kelvin(temperature)
         molecule = Molecule.from_openmm(system, topology)
         zmatrix = build_zmatrix(topology)
@@ -131,7 +158,14 @@ class BoltzmannGenerator:
         if temperature_range is not None:
             low, high = temperature_range
             config = replace(config, temperature_range=(_in_kelvin(low), _in_kelvin(high)))
-        generator = cls(molecule, rotatable, config, kelvin, 0 if seed is None else seed)
+        generator = cls(
+            molecule,
+            rotatable,
+            config,
+            kelvin,
+            0 if seed is None else seed,
+            None if coordinates == "full" else reduction,
+        )
         if positions is None:
             internal = reference_internal(zmatrix, system)
         else:
@@ -148,8 +182,38 @@ class BoltzmannGenerator:
 
     @property
     def n_dof(self) -> int:
-        """Number of generated degrees of freedom."""
+        """Number of latents, those of frozen coordinates included."""
         return self.features.n_circular + self.features.n_linear
+
+    @property
+    def n_generated(self) -> int:
+        """Number of generated coordinates: the first latents; with reduced coordinates the others are frozen."""
+        return self.n_dof - (self.flow.n_frozen if isinstance(self.flow, FlowWithFrozen) else 0)
+
+    @property
+    def base(self) -> Base:
+        """Density of the latents."""
+        return self.flow.base
+
+    @property
+    def latent_labels(self) -> LatentLabels | None:
+        """What the latents of reduced coordinates belong to; None for full ones, whose latents move everything."""
+        if self.reduction is None:
+            return None
+        places = self.flow.latent_places
+        kinds = ["side_chain" if place.side_chain else "backbone" for place in places]
+        kinds[self.n_generated :] = ["frozen"] * (self.n_dof - self.n_generated)
+        return LatentLabels(np.array([place.residue for place in places], dtype=np.int64), np.array(kinds))
+
+    @property
+    def keeps_frozen(self) -> bool:
+        """Whether a move has to hold the frozen coordinates: see `given`."""
+        return self.reduction is not None and self.reduction.frozen == "keep"
+
+    @property
+    def why_no_density(self) -> str | None:
+        """Why the generator has no density of its own; None if it has one."""
+        return None if self.reduction is None else self.reduction.why_no_density()
 
     @property
     def temperature(self) -> unit.Quantity:
@@ -223,22 +287,61 @@ class BoltzmannGenerator:
             module.to(device)
         return self
 
-    def sample(self, n: int, *, rng: np.random.Generator | int | None = None) -> Samples:
+    def given(self, positions: unit.Quantity | FloatArray) -> GivenFrozen:
+        """The density of the generated coordinates given the frozen ones of a configuration.
+
+        A move with a `frozen="keep"` generator proposes from it.
+
+        Parameters
+        ----------
+        positions : Quantity or array, shape (n_atoms, 3), nm
+
+        Raises
+        ------
+        ValueError
+            If nothing is frozen, or for another shape or positions that are not finite.
+        """
+        if self.n_generated == self.n_dof:
+            raise ValueError("The generator has no frozen coordinates that could be given: use it as it is.")
+        return GivenFrozen(self, self.molecule.check_positions(positions)[0])
+
+    def sample(
+        self,
+        n: int,
+        *,
+        rng: np.random.Generator | int | None = None,
+        frozen_from: unit.Quantity | FloatArray | None = None,
+    ) -> Samples:
         """Draw independent configurations.
 
         Parameters
         ----------
         n : int
         rng : numpy Generator or seed, optional
+        frozen_from : Quantity or array, shape (n_atoms, 3), nm, optional
+            With reduced coordinates: draw the generated ones only, and take the frozen ones of this configuration. The
+            log density is then one up to a constant.
 
         Returns
         -------
         Samples
-            Positions, and the log density that they were drawn with.
+            Positions, and the log density that they were drawn with; NaN with `frozen="mean"`, which has none.
+
+        Raises
+        ------
+        ValueError
+            With `frozen="keep"`, without `frozen_from`.
         """
+        if frozen_from is not None:
+            return self.given(frozen_from).sample(n, rng=rng)
+        if self.keeps_frozen:
+            check_has_density(self, "sample()")
         seed = int(np.random.default_rng(rng).integers(2**63 - 1))
-        latent = self.flow.sample_base(n, torch.Generator().manual_seed(seed))
-        return Samples(*self._decoded(latent.cpu().numpy().astype(np.float64)))
+        latent = self.flow.sample_base(n, torch.Generator().manual_seed(seed)).cpu().numpy().astype(np.float64)
+        if self.why_no_density is None:
+            return Samples(*self._decoded(latent))
+        latent[:, self.n_generated :] = 0.0
+        return Samples(self._decoded(latent)[0], np.full(n, np.nan))
 
     def log_prob(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Log density on the measure that OpenMM samples, modulo pose, shape (n, n_atoms, 3) nm to (n,).
@@ -246,6 +349,11 @@ class BoltzmannGenerator:
         log p(q) - log J(q) - 1/2 ln det Z(q), and with constrained angles + ln abs det(d sigma / d e) (docs: theory,
         "The measure"), in units of nm^-(3 n_atoms - 6). It is
         -inf off the support: at degenerate or non-finite coordinates.
+
+        Raises
+        ------
+        ValueError
+            For another shape, or a generator that has no density of its own.
         """
         return self._in_chunks(positions, self.log_prob_tensor)
 
@@ -262,8 +370,9 @@ class BoltzmannGenerator:
         Raises
         ------
         ValueError
-            For another shape, precision or device.
+            For another shape, precision or device, or a generator that has no density of its own.
         """
+        check_has_density(self, "log_prob")
         if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3):
             raise ValueError(f"Positions have shape {tuple(positions.shape)}; expected (n, {self.n_atoms}, 3) in nm.")
         if positions.dtype != torch.float64 or positions.device != self.device:
@@ -291,13 +400,20 @@ class BoltzmannGenerator:
 
     def to_latent(self, positions: unit.Quantity | FloatArray) -> FloatArray:
         """Latents of configurations, shape (n, n_atoms, 3) nm to (n, n_dof): circles first, in [-pi, pi)."""
+        check_has_density(self, "to_latent")
         return self._in_chunks(positions, lambda x: self._encode(x)[0].double())
+
+    def encode(self, positions: unit.Quantity | FloatArray) -> tuple[FloatArray, FloatArray]:
+        """`to_latent` and `log_prob` of configurations, shape (n, n_atoms, 3) nm, by one inverse pass."""
+        check_has_density(self, "encode")
+        return self._encoded(positions)
 
     def from_latent(self, latents: FloatArray) -> FloatArray:
         """Configurations of latents, shape (n, n_dof) to (n, n_atoms, 3) nm; NaN where arithmetic overflows.
 
         Latents on circles may be in any period.
         """
+        check_has_density(self, "from_latent")
         return self._decoded(latents)[0]
 
     @property
@@ -319,6 +435,7 @@ class BoltzmannGenerator:
         log_prob : Tensor, shape (n,)
             As `log_prob` of the positions, by the forward pass.
         """
+        check_has_density(self, "from_latent_tensor")
         return self._decode(latents)
 
     def check(self, system: openmm.System, topology: openmm.app.Topology | None = None) -> None:
@@ -355,6 +472,7 @@ class BoltzmannGenerator:
             FlowConfig(**description["flow"]),
             description["temperature"],
             description["seed"],
+            Reduction(**description["reduction"]) if "reduction" in description else None,
         )
         generator._load_tensors(tensors)
         generator._saved = (found, str(Path(path).absolute()))
@@ -462,6 +580,16 @@ class BoltzmannGenerator:
         )
         return latent, torch.where(torch.isfinite(log_prob), log_prob, -torch.inf)
 
+    def _encoded(self, positions: unit.Quantity | FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Latents of configurations and their log densities, in chunks."""
+
+        def columns(x: Tensor) -> Tensor:
+            latent, log_prob = self._encode(x)
+            return torch.cat([latent.double(), log_prob[:, None]], 1)
+
+        found = self._in_chunks(positions, columns)
+        return found[:, :-1], found[:, -1]
+
     def _in_chunks(self, positions: unit.Quantity | FloatArray, function: Callable[[Tensor], Tensor]) -> FloatArray:
         if isinstance(positions, unit.Quantity):
             positions = positions.value_in_unit(unit.nanometer)
@@ -479,6 +607,7 @@ class BoltzmannGenerator:
             "flow": self.config.to_dict(),
             "temperature": self._temperature,
             "seed": self._seed,
+            **({} if self.reduction is None else {"reduction": asdict(self.reduction)}),
         }
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import safetensors
 from openmm import unit
 from safetensors.numpy import save
 
+from openmm_bg.base import Base
 from openmm_bg.density import FloatArray, Samples
 from openmm_bg.files import write_bytes
 
@@ -67,6 +68,11 @@ class GaussianDensity:
             _FORMAT.encode() + str(self.mean.shape).encode() + self.mean.tobytes() + self.sigma.tobytes()
         ).hexdigest()
         self.path: str | None = None
+
+    @property
+    def base(self) -> Base:
+        """Density of the latents."""
+        return Base(0, 3 * self.n_atoms)
 
     def sample(self, n: int, *, rng: np.random.Generator | int | None = None) -> Samples:
         """Draw `n` independent configurations; the same seed gives the same draws."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from openmm_bg.cli.chains import Dynamics, generator_chain
+from openmm_bg.moves import Independence
 from openmm_bg.potentials import choose_platform
 from openmm_bg.report.records import Chain
 from openmm_bg.systems import peptide
@@ -43,7 +44,7 @@ def run_chain(molecule, tmp_path):
     def run(seconds, report=lambda fraction, note: None, density=Elsewhere, seed=1):
         record = generator_chain(
             molecule, density(molecule.positions, 0.001), Dynamics(300.0), path, seconds=seconds, platform=platform,
-            n_proposals=8, n_steps=5, seed=seed, report=report,
+            kernel=Independence(n_proposals=8), n_steps=5, seed=seed, report=report,
         )  # fmt: skip
         return path, record
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import openmm
@@ -40,6 +40,7 @@ from small_molecules import CHAIN, STAR, TEMPERATURE, SmallMolecule, deviation, 
 from openmm_bg.density import Samples
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.moves import BoltzmannGeneratorMove, Independence
+from openmm_bg.moves.scans import EnergySource
 
 KT = kB * TEMPERATURE
 N_PROPOSALS = 512
@@ -56,7 +57,7 @@ def run(
     generator: BoltzmannGenerator,
     n_scans: int = 60,
     kernel: type[Independence] = Independence,
-    energies: Literal["openmm", "torch"] = "openmm",
+    energies: EnergySource = "openmm",
 ) -> tuple[np.ndarray, BoltzmannGeneratorMove]:
     """Every state of the chain in blocks, shape (2 n_scans, N_PROPOSALS / 2, n_atoms, 3), and the move."""
     move = BoltzmannGeneratorMove(generator, kernel=kernel(N_PROPOSALS), energies=energies, seed=3)
@@ -81,13 +82,16 @@ def test_a_bad_flow_still_gives_the_exact_distribution(name: str, flow: str, n_s
     assert molecule.deviation(states) < 3.5
 
 
-@pytest.mark.parametrize("name", ["torsion", "sibling torsion", "coupled constraints"])
-def test_energies_in_torch_give_the_exact_distribution_too(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "energies"),
+    [("torsion", "torch"), ("sibling torsion", "torch"), ("coupled constraints", "torch"), ("torsion", "compiled")],
+)
+def test_energies_in_torch_give_the_exact_distribution_too(name: str, energies: EnergySource) -> None:
     molecule = MOLECULES[name]
-    states, move = run(molecule, shifted(molecule), 50, energies="torch")
+    states, move = run(molecule, shifted(molecule), 50, energies=energies)
     assert 0.05 < move.fraction_accepted < 0.8
     assert molecule.deviation(states) < 3.5
-    forgetful, _ = run(molecule, shifted(molecule), 50, WithoutLogProb, energies="torch")
+    forgetful, _ = run(molecule, shifted(molecule), 50, WithoutLogProb, energies=energies)
     assert molecule.deviation(forgetful) > 8.0
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from openmm_bg.flows import FlowConfig, SplineFlow, default_config
+from openmm_bg.flows import FlowConfig, Layout, SplineFlow, default_config
 from openmm_bg.flows.affine import ConditionalAffine
 from openmm_bg.flows.conditioner import LocalConditioner
 from openmm_bg.flows.couplings import CircularCoupling, LinearCoupling, circular_embedding
@@ -53,8 +53,12 @@ def stirred(module: nn.Module, seed: int = 1, strength: float = 0.2) -> nn.Modul
     return module
 
 
+def _flow(torsions: list[int], linear: list[int], config: FlowConfig, seed: int = 0) -> SplineFlow:
+    return SplineFlow(Layout.of_atoms(torsions, linear), config, seed)
+
+
 def flow_of(name: str, seed: int = 0) -> SplineFlow:
-    flow = stirred(SplineFlow(*FLOWS[name], seed))
+    flow = stirred(_flow(*FLOWS[name], seed))
     assert isinstance(flow, SplineFlow)
     return flow
 
@@ -108,7 +112,7 @@ def test_configurations_do_not_see_each_other(name: str) -> None:
 
 @every_flow
 def test_the_seed_decides_the_weights(name: str) -> None:
-    first, again, other = (SplineFlow(*FLOWS[name], seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (_flow(*FLOWS[name], seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     if any("weight_1" in key and value.numel() for key, value in first.items()):
         assert any(not torch.equal(first[key], other[key]) for key in first)
@@ -185,7 +189,7 @@ def test_a_flow_samples_its_own_density() -> None:
 
 def test_whitening_takes_mean_and_covariance_of_the_data() -> None:
     torsions, places, config = FLOWS["several groups"]
-    flow = SplineFlow(torsions, places, replace(config, group_size=64))
+    flow = _flow(torsions, places, replace(config, group_size=64))
     generator = torch.Generator().manual_seed(4)
     mixing = torch.randn(10, 10, generator=generator, dtype=torch.float64)
     data = torch.randn(4000, 10, generator=generator, dtype=torch.float64) @ mixing + 5.0
@@ -198,7 +202,7 @@ def test_whitening_takes_mean_and_covariance_of_the_data() -> None:
 
 def test_far_features_do_not_touch_each_other_in_one_layer() -> None:
     torsions, places, config = FLOWS["several groups"]
-    flow = stirred(SplineFlow(torsions, places, replace(config, linear_layers=1)))
+    flow = stirred(_flow(torsions, places, replace(config, linear_layers=1)))
     assert isinstance(flow, SplineFlow)
     features = torch.cat(flow(latents_of(flow, 1))[:2], 1)[0].detach()
     matrix = jacobian(lambda y: flow.inverse(y[None, :5], y[None, 5:])[0][0], features)

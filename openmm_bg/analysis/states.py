@@ -19,7 +19,7 @@ from openmm import unit
 from openmm_bg.analysis.thermal import kelvin, thermal_energy
 from openmm_bg.analysis.timeseries import quiet_pymbar
 from openmm_bg.analysis.weights import HasEnergy
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, check_has_density
 
 #: The volume per molecule at the standard concentration of 1 mol/l, in nm^3.
 STANDARD_VOLUME = 1.0e24 / unit.AVOGADRO_CONSTANT_NA.value_in_unit(unit.mole**-1)
@@ -130,6 +130,9 @@ class GeneratorState:
 
     name: str
     generator: ProposalDensity
+
+    def __post_init__(self) -> None:
+        check_has_density(self.generator, "A state of known free energy")
 
     @property
     def kelvin(self) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openmm_bg.cli.defaults import FULL, N_PROPOSALS, N_STEPS, QUICK
+from openmm_bg.cli.defaults import DEMOS, FULL, QUICK
 from openmm_bg.cli.terminal import NOT_TO_BE_USED, clear_errors, import_quietly, say
 
 if TYPE_CHECKING:
@@ -33,6 +32,36 @@ class Platform(StrEnum):
     opencl = "OpenCL"
     cpu = "CPU"
     reference = "Reference"
+
+
+class DemoSystem(StrEnum):
+    """Molecules that there is a demo of."""
+
+    alanine_dipeptide = "alanine-dipeptide"
+    chignolin = "chignolin"
+    villin = "villin"
+
+
+class Coordinates(StrEnum):
+    """Which coordinates a generator generates."""
+
+    full = "full"
+    reduced = "reduced"
+
+
+class Frozen(StrEnum):
+    """What becomes of those that it does not."""
+
+    thermal = "thermal"
+    keep = "keep"
+
+
+class KernelName(StrEnum):
+    """How proposals are made."""
+
+    auto = "auto"
+    independence = "independence"
+    walk = "walk"
 
 
 class SamplePart(StrEnum):
@@ -78,59 +107,116 @@ def _open(folder: Path | None, output: Path | None) -> RunFolder:
 def demo(
     folder: Folder = None,
     output: Output = None,
+    system: Annotated[
+        DemoSystem, typer.Option(help="The molecule; the proteins take up to twenty minutes on two cores.")
+    ] = DemoSystem.alanine_dipeptide,
     seed: Seed = 1,
     platform: OnPlatform = Platform.auto,
     quick: Quick = False,
 ) -> None:
     """Train a generator for alanine dipeptide, sample with it, and write the report: five minutes on two cores."""
     path = folder or output or DEMO_FOLDER
-    with clear_errors(f"openmm-bg demo -o {path}{' --quick' if quick else ''}"):
+    chosen = "" if system is DemoSystem.alanine_dipeptide else f" --system {system.value}"
+    with clear_errors(f"openmm-bg demo -o {path}{chosen}{' --quick' if quick else ''}"):
         path = _path(folder, output, DEMO_FOLDER)
         import_quietly()
         from openmm_bg.cli.demo import demo as run
         from openmm_bg.report.run_folder import RunFolder
 
-        run(RunFolder.create(path), QUICK if quick else FULL, platform.value, seed)
+        run(RunFolder.create(path), DEMOS[system.value], platform.value, seed, quick=quick)
 
 
 @app.command()
 def simulate(
     folder: Folder = None,
     output: Output = None,
-    sequence: Annotated[str, typer.Option(help="Residues of a peptide: ACE-ALA-NME, or one-letter codes.")] = (
-        "ACE-ALA-NME"
-    ),
-    pdb: Annotated[Path | None, typer.Option(help="A structure instead of a sequence.", show_default=False)] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            help="chignolin, villin, a PDB file, or residues: ACE-ALA-NME or one-letter codes. [default: ACE-ALA-NME]",
+            show_default=False,
+        ),
+    ] = None,
+    sequence: Annotated[str | None, typer.Option(help="The same, of residues.", show_default=False)] = None,
+    pdb: Annotated[Path | None, typer.Option(help="The same, of a PDB file.", show_default=False)] = None,
+    add_hydrogens: Annotated[bool, typer.Option("--add-hydrogens", help="Add hydrogens to the PDB file.")] = False,
+    add_missing_atoms: Annotated[bool, typer.Option("--add-missing-atoms", help="And heavy atoms.")] = False,
+    remove_solvent: Annotated[bool, typer.Option("--remove-solvent", help="Leave its water and ions out.")] = False,
+    substitute: Annotated[
+        list[str] | None, typer.Option(help="Replace residues, as in NLE=LEU; may be repeated.", show_default=False)
+    ] = None,
     forcefield: Annotated[
         list[str] | None, typer.Option(help="Force-field file of OpenMM; may be repeated.", show_default=False)
     ] = None,
     temperature: Annotated[float, typer.Option(help="Temperature of the answers, in K.")] = 300.0,
-    data_temperature: Annotated[float, typer.Option(help="Temperature of the dynamics to train on, in K.")] = 700.0,
+    data_temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Temperature of the data to train on, in K. [default: 700; of a structure 400; of replicas that of "
+            "the answers]",
+            show_default=False,
+        ),
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="With 2 or more: replica exchange, upwards from the data's temperature.")
+    ] = 1,
+    max_temperature: Annotated[
+        float | None, typer.Option(help="Highest temperature of replicas, in K. [default: 600]", show_default=False)
+    ] = None,
+    timestep: Annotated[float, typer.Option(help="In fs.")] = 2.0,
+    hydrogen_mass: Annotated[
+        float | None, typer.Option(help="Mass of hydrogens in amu; 3 allows 4 fs.", show_default=False)
+    ] = None,
     seconds: Seconds = None,
     seed: Seed = 1,
     platform: OnPlatform = Platform.auto,
     quick: Quick = False,
 ) -> None:
-    """Build a molecule and run dynamics at high temperature: the data to train on."""
+    """Build a molecule and run hot dynamics, or replica exchange: the data to train on."""
     path = folder or output
     with clear_errors(f"openmm-bg simulate -o {path} (with the same options)"):
         path = _path(folder, output)
+        named = [str(option) for option in (system, sequence, pdb) if option is not None]
+        if len(set(named)) > 1:
+            raise ValueError(f"{len(named)} molecules were named: {', '.join(named)}; name one")
         import_quietly()
+        from openmm_bg.cli.molecules import Preparation
         from openmm_bg.cli.simulate import SimulateOptions
         from openmm_bg.cli.simulate import simulate as run
         from openmm_bg.report.run_folder import RunFolder
 
+        default = SimulateOptions()
         options = SimulateOptions(
-            sequence=sequence, pdb=pdb, temperature=temperature, data_temperature=data_temperature, seed=seed,
+            system=named[0] if named else default.system,
+            forcefield=tuple(forcefield) if forcefield else default.forcefield,
+            preparation=Preparation(add_hydrogens, add_missing_atoms, remove_solvent, _substitutions(substitute)),
+            temperature=temperature, data_temperature=data_temperature, n_replicas=replicas,
+            max_temperature=max_temperature, timestep=timestep / 1000.0, hydrogen_mass=hydrogen_mass, seed=seed,
             platform=platform.value, seconds=seconds or (QUICK if quick else FULL).simulate,
         )  # fmt: skip
-        run(RunFolder.create(path), replace(options, forcefield=tuple(forcefield)) if forcefield else options)
+        run(RunFolder.create(path), options)
+
+
+def _substitutions(pairs: list[str] | None) -> dict[str, str]:
+    found = {}
+    for pair in pairs or []:
+        old, sign, new = pair.partition("=")
+        if not (old and sign and new):
+            raise ValueError(f"--substitute {pair} is not understood; write it as NLE=LEU")
+        found[old.strip()] = new.strip()
+    return found
 
 
 @app.command()
 def train(
     folder: Folder = None,
     output: Output = None,
+    coordinates: Annotated[
+        Coordinates, typer.Option(help="reduced, for proteins: without bonds and angles of side chains.")
+    ] = Coordinates.full,
+    frozen: Annotated[
+        Frozen, typer.Option(help="What reduced coordinates leave out: drawn from a fixed density, or kept by moves.")
+    ] = Frozen.keep,
     seconds: Seconds = None,
     seed: Seed = 1,
     platform: OnPlatform = Platform.auto,
@@ -143,7 +229,10 @@ def train(
         from openmm_bg.cli.train import TrainOptions
         from openmm_bg.cli.train import train as run
 
-        run(run_folder, TrainOptions(seconds or (QUICK if quick else FULL).train, platform.value, seed))
+        options = TrainOptions(
+            seconds or (QUICK if quick else FULL).train, platform.value, seed, coordinates.value, frozen.value
+        )
+        run(run_folder, options)
 
 
 @app.command()
@@ -155,8 +244,31 @@ def sample(
     n_samples: Annotated[
         int | None, typer.Option(min=100, help="Samples of the generator to reweight.", show_default=False)
     ] = None,
-    n_proposals: Annotated[int, typer.Option(min=1, help="Proposals of a scan.")] = N_PROPOSALS,
-    n_steps: Annotated[int, typer.Option(min=1, help="Langevin steps between two scans.")] = N_STEPS,
+    kernel: Annotated[
+        KernelName, typer.Option(help="auto: a latent walk with reduced coordinates, else independent proposals.")
+    ] = KernelName.auto,
+    tune: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds in which a walk is tuned first.", show_default=False)
+    ] = None,
+    n_proposals: Annotated[
+        int | None, typer.Option(min=1, help="Proposals of a scan. [default: 256; of a walk 128]", show_default=False)
+    ] = None,
+    n_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Langevin steps between two scans. [default: 250]", show_default=False),
+    ] = None,
+    timestep: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Of these steps, in fs. [default: that of the data; with a walk at most 2]",
+            show_default=False,
+        ),
+    ] = None,
+    friction: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="In 1/ps. [default: that of the data; with a walk 5]", show_default=False),
+    ] = None,
     seed: Seed = 1,
     platform: OnPlatform = Platform.auto,
     quick: Quick = False,
@@ -165,13 +277,13 @@ def sample(
     with clear_errors(f"openmm-bg sample {folder or output}"):
         run_folder = _open(folder, output)
         import_quietly()
-        from openmm_bg.cli.sample import SampleOptions
         from openmm_bg.cli.sample import sample as run
+        from openmm_bg.cli.sample_options import SampleOptions
 
         preset = QUICK if quick else FULL
         options = SampleOptions(
-            seconds or preset.sample, n_samples or preset.n_samples, n_proposals, n_steps,
-            platform.value, seed,
+            seconds or preset.sample, n_samples or preset.n_samples, n_proposals, n_steps, platform.value, seed,
+            kernel.value, tune or preset.tune, None if timestep is None else timestep / 1000.0, friction,
         )  # fmt: skip
         run(run_folder, options, part.value)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openmm
@@ -18,11 +18,19 @@ from openmm_bg.cli.terminal import Report
 from openmm_bg.density import FloatArray, ProposalDensity
 from openmm_bg.potentials import PlatformChoice
 from openmm_bg.report.records import Chain
+from openmm_bg.report.side_chains import chi1_angles, chi1_torsions
 from openmm_bg.systems import MolecularSystem
+
+if TYPE_CHECKING:
+    from openmmtools.cache import ContextCache
+
+    from openmm_bg.cli.seeded_dynamics import SeededLangevinDynamicsMove
+    from openmm_bg.moves import AcceptanceByKind
+    from openmm_bg.moves.kernel import Kernel
 
 _SAVE_EVERY = 5.0  # s
 _FRAME_STEPS = 50  # Langevin steps between two frames of the chain without a generator
-_RELAXATION_STEPS = 2000
+RELAXATION_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,20 @@ class Dynamics:
     def integrator(self, seed: int) -> openmm.LangevinMiddleIntegrator:
         """Return an integrator whose random numbers depend on the seed alone."""
         integrator = openmm.LangevinMiddleIntegrator(self.temperature, self.friction, self.timestep)
-        integrator.setRandomNumberSeed(_openmm_seed(seed))
+        integrator.setRandomNumberSeed(openmm_seed(seed))
         integrator.setConstraintTolerance(1e-7)
         return integrator
+
+    def move(self, n_steps: int, seed: int) -> SeededLangevinDynamicsMove:
+        """Return a move of openmmtools that does as much."""
+        from openmm_bg.cli.seeded_dynamics import SeededLangevinDynamicsMove
+
+        return SeededLangevinDynamicsMove(
+            openmm_seed(seed),
+            timestep=self.timestep * unit.picosecond,
+            collision_rate=self.friction / unit.picosecond,
+            n_steps=n_steps,
+        )
 
 
 def langevin_chain(
@@ -60,15 +79,18 @@ def langevin_chain(
     platform: PlatformChoice,
     seed: int,
     report: Report,
+    start: FloatArray | None = None,
 ) -> dict[str, Any]:
     """Run Langevin dynamics alone for a wall time, or continue it, writing `path` as it goes.
+
+    Without an equilibrated `start` (nm) it begins with the molecule's structure and relaxes that first.
 
     Returns
     -------
     dict
         Entries for the record of the phase.
     """
-    recorder = _Recorder(path, molecule)
+    recorder = _Recorder(path, molecule, start)
     integrator = dynamics.integrator(seed + recorder.n_states)
     context = platform.create_context(molecule.system, integrator)
     _start(context, dynamics, recorder, seed)
@@ -90,30 +112,30 @@ def generator_chain(
     dynamics: Dynamics,
     path: Path,
     *,
+    kernel: Kernel,
     seconds: float,
     platform: PlatformChoice,
-    n_proposals: int,
     n_steps: int,
     seed: int,
     report: Report,
+    start: FloatArray | None = None,
 ) -> dict[str, Any]:
     """Alternate scans of generator proposals with Langevin dynamics in an MCMCSampler, or continue a chain.
 
-    All states of a scan are samples and are recorded, each with its torsions and energy.
+    All states of a scan are samples and are recorded, each with its torsions and energy. Without an equilibrated
+    `start` (nm) the chain begins with the molecule's structure and relaxes that first.
 
     Returns
     -------
     dict
         Entries for the record of the phase.
     """
-    from openmmtools.cache import ContextCache
     from openmmtools.mcmc import MCMCSampler, SequenceMove
     from openmmtools.states import SamplerState, ThermodynamicState
 
-    from openmm_bg.cli.seeded_dynamics import SeededLangevinDynamicsMove
-    from openmm_bg.moves import BoltzmannGeneratorMove, Independence, Scan, observe_scans
+    from openmm_bg.moves import AcceptanceByKind, BoltzmannGeneratorMove, LatentWalk, Scan, observe_scans
 
-    recorder = _Recorder(path, molecule, frames=True)
+    recorder = _Recorder(path, molecule, start, frames=True)
     resumed_at = recorder.n_states
     context = platform.create_context(molecule.system, dynamics.integrator(seed + resumed_at))
     _start(context, dynamics, recorder, seed)
@@ -123,21 +145,12 @@ def generator_chain(
         SamplerState(state.getPositions(asNumpy=True), velocities=state.getVelocities(asNumpy=True)),
         SequenceMove(
             [
-                BoltzmannGeneratorMove(
-                    generator, kernel=Independence(n_proposals=n_proposals), seed=_openmm_seed(seed + resumed_at)
-                ),
-                SeededLangevinDynamicsMove(
-                    _openmm_seed(seed + resumed_at),
-                    timestep=dynamics.timestep * unit.picosecond,
-                    collision_rate=dynamics.friction / unit.picosecond,
-                    n_steps=n_steps,
-                ),
+                BoltzmannGeneratorMove(generator, kernel=kernel, seed=openmm_seed(seed + resumed_at)),
+                dynamics.move(n_steps, seed + resumed_at),
             ]
         ),
     )
-    cache = ContextCache(
-        platform=openmm.Platform.getPlatformByName(platform.name), platform_properties=platform.properties or None
-    )
+    cache = context_cache(platform)
     kt = sampler.thermodynamic_state.kT.value_in_unit(unit.kilojoule_per_mole)
 
     def record_scan(scan: Scan, _: ThermodynamicState) -> None:
@@ -156,27 +169,45 @@ def generator_chain(
         move = sampler.move.move_list[0]
         report(recorder.elapsed() / seconds, f"{recorder.n_states:,} states, {move.fraction_accepted:.0%} accepted")
 
-    with observe_scans(record_scan):
+    by_kind = AcceptanceByKind()
+    with observe_scans(record_scan), observe_scans(by_kind):
         _run(recorder, cycle, seconds, show)
     chain = Chain.load(path)
     n_cycles = int(np.count_nonzero(~chain.proposed)) - 1
+    n_proposals = kernel.n_proposals
+    walk = {"by_kind": _counts(by_kind)} if isinstance(kernel, LatentWalk) else {}
     return {
         "n_evaluations": int(chain.proposed.sum()) + n_cycles * (n_steps + 1),
         "n_proposed": int(chain.proposed.sum()),
         "n_accepted": int(chain.accepted.sum()),
         "n_current_off_support": int(chain.off_support.sum()),
-        "remark": f"{n_cycles:,} cycles of {n_proposals} proposals and {n_steps} steps",
+        "remark": (
+            f"{n_cycles:,} cycles of {n_proposals} proposals and {n_steps} steps of {1000 * dynamics.timestep:g} fs"
+        ),
+        **walk,
     }
+
+
+def _counts(acceptance: AcceptanceByKind) -> dict[str, list[int]]:
+    """Accepted and proposed of each kind of proposal."""
+    return {kind: [acceptance.n_accepted[kind], n] for kind, n in sorted(acceptance.n_proposed.items())}
 
 
 class _Recorder:
     """Keeps the states of a chain in memory and on disk; continues what it finds there."""
 
-    def __init__(self, path: Path, molecule: MolecularSystem, *, frames: bool = False) -> None:
+    def __init__(
+        self, path: Path, molecule: MolecularSystem, start: FloatArray | None = None, *, frames: bool = False
+    ) -> None:
         self.path = path
         self.pairs = backbone_pairs(molecule.topology)
+        self.chi1 = chi1_torsions(molecule.topology)
         self.parts: list[Chain] = [Chain.load(path)] if path.exists() else []
-        self.positions: FloatArray = self.parts[-1].last_positions if self.parts else molecule.positions
+        if self.parts and self.parts[0].chi.shape[1] != len(self.chi1):
+            self.chi1 = []  # a chain that was begun without them
+        self.relaxed = bool(self.parts) or start is not None
+        begin = molecule.positions if start is None else start
+        self.positions: FloatArray = self.parts[-1].last_positions if self.parts else begin
         self.n_states = sum(len(part) for part in self.parts)
         self._before = float(self.parts[-1].seconds[-1]) if self.parts else 0.0
         self._started = time.perf_counter()
@@ -215,6 +246,7 @@ class _Recorder:
                 np.full(n, off_support),
                 np.full(n, self.elapsed()),
                 positions[rows[-1]],
+                chi1_angles(positions, self.chi1)[rows],
             )
         )
         if self._frames is not None:
@@ -249,14 +281,24 @@ def _run(recorder: _Recorder, cycle: Callable[[], None], seconds: float, show: C
 
 
 def _start(context: openmm.Context, dynamics: Dynamics, recorder: _Recorder, seed: int) -> None:
-    """Bring a Context to the last state of the chain, or relax the given structure and record it as the first."""
+    """Bring a Context to the last state of the chain; to the first one, relaxed if it was not, and record it."""
     context.setPositions(recorder.positions)
-    context.setVelocitiesToTemperature(dynamics.temperature, _openmm_seed(seed + recorder.n_states))
+    context.setVelocitiesToTemperature(dynamics.temperature, openmm_seed(seed + recorder.n_states))
     if recorder.n_states == 0:
-        context.getIntegrator().step(_RELAXATION_STEPS)
+        if not recorder.relaxed:
+            context.getIntegrator().step(RELAXATION_STEPS)
         state = context.getState(getPositions=True, getEnergy=True)
         recorder.begin()
         recorder.add(_positions(state)[None], np.array([_energy(state)]), proposed=False)
+
+
+def context_cache(platform: PlatformChoice) -> ContextCache:
+    """Return a cache of Contexts on a platform."""
+    from openmmtools.cache import ContextCache
+
+    return ContextCache(
+        platform=openmm.Platform.getPlatformByName(platform.name), platform_properties=platform.properties or None
+    )
 
 
 def _positions(state: openmm.State) -> FloatArray:
@@ -267,6 +309,6 @@ def _energy(state: openmm.State) -> float:
     return float(state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
 
 
-def _openmm_seed(seed: int) -> int:
+def openmm_seed(seed: int) -> int:
     """Return a seed that OpenMM takes, which never is zero: that means a different seed each time."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0] % (2**31 - 2)) + 1

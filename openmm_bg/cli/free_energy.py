@@ -19,7 +19,8 @@ from openmm_bg.analysis.running_difference import running_difference
 from openmm_bg.analysis.states import State
 from openmm_bg.analysis.surfaces import FreeEnergySurface
 from openmm_bg.analysis.thermal import thermal_energy
-from openmm_bg.cli.sample import dynamics, load_generator
+from openmm_bg.cli.sample import load_generator
+from openmm_bg.cli.sample_options import dynamics
 from openmm_bg.cli.terminal import console, say
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.report.records import Frames

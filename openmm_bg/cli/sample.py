@@ -4,53 +4,33 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from openmm_bg.cli import side_process
-from openmm_bg.cli.chains import Dynamics, generator_chain, langevin_chain
-from openmm_bg.cli.defaults import FULL, N_PROPOSALS, N_STEPS
+from openmm_bg.cli.chains import generator_chain, langevin_chain
+from openmm_bg.cli.defaults import WALK_BLOCKS
+from openmm_bg.cli.sample_options import SampleOptions, dynamics
 from openmm_bg.cli.terminal import Report, progress_bar, say
+from openmm_bg.density import FloatArray
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import PlatformChoice, SystemPotential, choose_platform
 from openmm_bg.potentials.platforms import n_cores
 from openmm_bg.report.records import Chain, GeneratorSamples
 from openmm_bg.report.run_folder import RunFolder
+from openmm_bg.training.data import read_npz
+
+if TYPE_CHECKING:
+    from openmm_bg.moves.kernel import Kernel
 
 Part = Literal["all", "chain", "langevin", "generator"]
 
 _CHUNK = 2048
 _LONGEST_DRAW = 15.0  # s, for the samples that are reweighted
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """What `sample` does.
-
-    Attributes
-    ----------
-    seconds : float
-        Wall time of each of the two chains.
-    n_samples : int
-        Samples of the generator that are reweighted.
-    n_proposals, n_steps : int
-        Proposals of a scan and Langevin steps between two scans.
-    platform : str
-        "auto" or the name of an OpenMM platform.
-    seed : int
-    """
-
-    seconds: float = FULL.sample
-    n_samples: int = FULL.n_samples
-    n_proposals: int = N_PROPOSALS
-    n_steps: int = N_STEPS
-    platform: str = "auto"
-    seed: int = 1
 
 
 def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> None:
@@ -63,8 +43,11 @@ def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> Non
     ValueError
         If there is no generator, or a chain is there that was sampled with another one or with other options.
     """
-    molecule = folder.read_system()
-    todo = _begin(folder, options, part, load_generator(folder).content_hash)
+    molecule, generator = folder.read_system(), load_generator(folder)
+    options = options.resolved(generator, folder)
+    if part == "generator" and generator.why_no_density is not None:
+        raise ValueError(f"{folder.generator_file} has no density to reweight with: {generator.why_no_density}")
+    todo = _begin(folder, options, part, generator)
     if not todo:
         say("What was asked for is there already.")
         return
@@ -72,6 +55,9 @@ def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> Non
     platform = choose_platform(
         molecule.system, molecule.positions, options.platform, task="dynamics", n_concurrent=2 if beside else 1
     )
+    if "tune" in todo:
+        with folder.timed("tune"):
+            _tune(folder, options, platform)
     if beside and not platform.is_gpu:
         _chains_side_by_side(folder, options, platform)
     else:
@@ -86,14 +72,20 @@ def sample(folder: RunFolder, options: SampleOptions, part: Part = "all") -> Non
             _generator_samples(folder, options)
 
 
-def _begin(folder: RunFolder, options: SampleOptions, part: Part, generator: str) -> set[str]:
+def _begin(folder: RunFolder, options: SampleOptions, part: Part, loaded: BoltzmannGenerator) -> set[str]:
     """Refuse a chain that cannot be continued with these options; record them, and return the phases that are to run.
 
-    Only the wall time of a chain may grow. Samples to reweight are drawn anew if anything differs.
+    Only the wall time of a chain may grow. Samples to reweight are drawn anew if anything differs, and so is the
+    tuning of a walk, if its chain was not begun.
     """
+    generator = loaded.content_hash
+    usual = dynamics(folder)
+    before = {"kernel": "independence", "timestep": usual.timestep, "friction": usual.friction}
+    asked_now = {"kernel": options.kernel, "timestep": options.timestep, "friction": options.friction}
+    unusual = {key: value for key, value in asked_now.items() if value != before[key]}
     chain = {
         "n_proposals": options.n_proposals, "n_steps": options.n_steps, "seed": options.seed, "generator": generator,
-        "seconds": options.seconds,
+        "seconds": options.seconds, **unusual,
     }  # fmt: skip
     phases: dict[str, tuple[str, Path, dict[str, Any]]] = {
         "sample": ("chain", folder.chain_file, chain),
@@ -104,6 +96,8 @@ def _begin(folder: RunFolder, options: SampleOptions, part: Part, generator: str
             {"n_samples": options.n_samples, "seed": options.seed, "generator": generator},
         ),
     }
+    if loaded.why_no_density is not None:
+        del phases["reweight"]
     wanted = {name: entry for name, entry in phases.items() if part in ("all", entry[0])}
     if "sample" in wanted:
         _check_same_generator(folder, generator)
@@ -112,7 +106,9 @@ def _begin(folder: RunFolder, options: SampleOptions, part: Part, generator: str
             compared = {key: value for key, value in asked.items() if key != "seconds"}
             if folder.is_finished(name) and options.seconds < folder.asked(name).get("seconds", 0.0):
                 compared = asked
-            folder.check_asked(name, compared, f"remove {file.name} to sample anew")
+            if name == "sample":
+                compared = {**compared, **asked_now}
+            folder.check_asked(name, compared, f"remove {file.name} to sample anew", unless_recorded=before)
     todo = set()
     for name, (_, file, asked) in wanted.items():
         stored = {**asked, **folder.asked(name)}
@@ -123,7 +119,13 @@ def _begin(folder: RunFolder, options: SampleOptions, part: Part, generator: str
         folder.update_phase(name, finished=False, asked=asked)
         todo.add(name)
     if "sample" in wanted:
-        folder.update_settings({"generator": generator})
+        folder.update_settings({"generator": generator, "why_no_density": loaded.why_no_density})
+    if options.kernel == "walk" and "sample" in todo and not folder.chain_file.exists():
+        asked = {**chain, "seconds": options.tune}
+        if not (folder.is_finished("tune") and folder.equilibrated_file.exists() and folder.asked("tune") == asked):
+            folder.restart_phase("tune")
+            folder.update_phase("tune", asked=asked)
+            todo.add("tune")
     return todo
 
 
@@ -144,18 +146,12 @@ def _check_same_generator(folder: RunFolder, generator: str) -> None:
         )
 
 
-def dynamics(folder: RunFolder) -> Dynamics:
-    """Return the Langevin dynamics that a folder's settings ask for."""
-    settings = folder.settings
-    return Dynamics(float(settings["temperature"]), float(settings["timestep"]), float(settings["friction"]))
-
-
 def run_langevin(path: Path, options: SampleOptions, platform: PlatformChoice, report: Report) -> dict[str, Any]:
     """Run Langevin dynamics alone; returns the record of the phase and leaves run.json to the caller."""
     folder = RunFolder.open(path)
     record = langevin_chain(
         folder.read_system(), dynamics(folder), folder.langevin_file, seconds=options.seconds, platform=platform,
-        seed=options.seed + 1, report=report,
+        seed=options.seed + 1, report=report, start=_equilibrated(folder),
     )  # fmt: skip
     return {"finished": True, "platform": platform.name, **record}
 
@@ -176,14 +172,62 @@ def _chains_side_by_side(folder: RunFolder, options: SampleOptions, platform: Pl
         folder.update_phase("langevin", **record, seconds=seconds, concurrent_with="sample")
 
 
+def _tune(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -> None:
+    """Relax the structure and fix the steps of the walk, before any state is a sample."""
+    from openmm_bg.cli.equilibration import equilibrate
+    from openmm_bg.moves import LatentWalk
+
+    assert options.n_proposals is not None  # resolved
+    assert options.n_steps is not None
+    generator = load_generator(folder)
+    _to_gpu(generator, platform)
+    labels = generator.latent_labels
+    blocks = ["global"] if labels is None else [kind for kind in WALK_BLOCKS if kind in labels.kind]
+    with progress_bar("Tuning the walk") as report:
+        kernel, record = equilibrate(
+            folder.read_system(), generator, options.dynamics(folder), folder.equilibrated_file,
+            kernel=LatentWalk(n_proposals=options.n_proposals, blocks=blocks), seconds=options.tune, platform=platform,
+            n_steps=options.n_steps, seed=options.seed + 2, report=report,
+        )  # fmt: skip
+    folder.update_phase("tune", finished=True, platform=platform.name, **record)
+    if kernel.tuning is None:
+        say(f"[yellow]The walk: {record['remark']}[/]")
+        return
+    accepted = zip(kernel.tuning.kinds, kernel.tuning.acceptance, strict=True)
+    say(f"Walk tuned and fixed; accepted: {', '.join(f'{kind} {fraction:.0%}' for kind, fraction in accepted)}")
+
+
+def _equilibrated(folder: RunFolder) -> FloatArray | None:
+    """Where the chains begin, if there was an equilibration."""
+    return read_npz(folder.equilibrated_file)["positions"] if folder.equilibrated_file.exists() else None
+
+
+def _kernel(folder: RunFolder, options: SampleOptions) -> Kernel:
+    from openmm_bg.moves import Independence
+    from openmm_bg.moves.kernel import restored_kernel
+
+    if options.kernel == "independence":
+        assert options.n_proposals is not None  # resolved
+        return Independence(n_proposals=options.n_proposals)
+    stored = folder.phases.get("tune", {}).get("kernel")
+    if stored is None:
+        raise ValueError(
+            f"{folder.run_file} does not say with which steps {folder.chain_file.name} was sampled; remove that file "
+            "to tune the walk and sample anew"
+        )
+    return restored_kernel(stored)
+
+
 def _chain(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -> None:
+    assert options.n_steps is not None  # resolved
     generator = load_generator(folder)
     _to_gpu(generator, platform)
     with progress_bar("BG + Langevin") as report:
         record = generator_chain(
-            folder.read_system(), generator, dynamics(folder), folder.chain_file, seconds=options.seconds,
-            platform=platform, n_proposals=options.n_proposals, n_steps=options.n_steps, seed=options.seed,
-            report=report,
+            folder.read_system(), generator, options.dynamics(folder), folder.chain_file,
+            kernel=_kernel(folder, options),
+            seconds=options.seconds, platform=platform, n_steps=options.n_steps, seed=options.seed, report=report,
+            start=_equilibrated(folder),
         )  # fmt: skip
     folder.update_phase("sample", finished=True, platform=platform.name, **record)
     folder.update_settings({"platform": platform.name})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openmm_bg.cli.sample import SampleOptions
+    from openmm_bg.cli.sample_options import SampleOptions
     from openmm_bg.potentials import PlatformChoice
 
 _stop: Event | None = None

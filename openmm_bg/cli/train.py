@@ -8,12 +8,16 @@ from typing import Any
 import torch
 
 from openmm_bg.cli.defaults import FULL
-from openmm_bg.cli.terminal import progress_bar, say
+from openmm_bg.cli.terminal import Report, progress_bar, say
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.report.run_folder import RunFolder
+from openmm_bg.training import fit
 from openmm_bg.training import train as run_training
 from openmm_bg.training.data import TrajectoryData
+from openmm_bg.training.history import TrainingHistory
+
+_MOST_STEPS = 100_000  # of reduced coordinates; time, or the data held out, ends the training before
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,22 @@ class TrainOptions:
     platform : str
         "auto" or the name of an OpenMM platform, for the energies.
     seed : int
+    coordinates : "full" or "reduced"
+        Reduced ones are trained on the data alone.
+    frozen : "thermal" or "keep"
+        What becomes of the coordinates that reduced ones leave out.
     """
 
     seconds: float = FULL.train
     platform: str = "auto"
     seed: int = 1
+    coordinates: str = "full"
+    frozen: str = "keep"
+
+    def asked(self) -> dict[str, Any]:
+        """What the record of the phase keeps."""
+        frozen = {"frozen": self.frozen} if self.coordinates == "reduced" else {}
+        return {"seconds": self.seconds, "seed": self.seed, "coordinates": self.coordinates, **frozen}
 
 
 def train(folder: RunFolder, options: TrainOptions) -> None:
@@ -42,11 +57,12 @@ def train(folder: RunFolder, options: TrainOptions) -> None:
     ValueError
         If the folder holds no data, a training with other settings, or samples of a generator that was removed.
     """
-    asked = {"seconds": options.seconds, "seed": options.seed}
+    asked = options.asked()
     if folder.generator_file.exists() or folder.training_folder.exists():
         # An interrupted training may be given another time to finish in.
-        compared = asked if folder.is_finished("train") else {"seed": options.seed}
-        folder.check_asked("train", compared, f"remove {_of_the_generator(folder)} to train anew")
+        compared = {k: v for k, v in asked.items() if k != "seconds" or folder.is_finished("train")}
+        remedy = f"remove {_of_the_generator(folder)} to train anew"
+        folder.check_asked("train", compared, remedy, unless_recorded={"coordinates": "full"})
         if folder.is_finished("train") and folder.generator_file.exists():
             say(f"The generator is there: {folder.generator_file}")
             return
@@ -65,29 +81,57 @@ def _train(folder: RunFolder, options: TrainOptions) -> None:
         raise ValueError(f"{folder.data_file} is missing; run `openmm-bg simulate -o {folder.path}` first")
     data = TrajectoryData.load(folder.data_file)
     temperature = float(folder.settings["temperature"])
+    reduced: dict[str, Any] = (
+        {} if options.coordinates == "full" else {"coordinates": "reduced", "frozen": options.frozen}
+    )
     generator = BoltzmannGenerator.from_system(
-        molecule.system, molecule.topology, temperature, positions=molecule.positions, seed=options.seed
+        molecule.system, molecule.topology, temperature, positions=molecule.positions, seed=options.seed, **reduced
     )
     folder.update_settings({"training_seed": options.seed})
-    with SystemPotential(molecule.system, molecule.topology, platform=options.platform) as potential:
-        _to_gpu(generator, potential)
-        with progress_bar("Training") as report:
-            history = run_training(
-                generator,
-                potential,
-                data=data,
-                max_seconds=options.seconds,
-                folder=folder.training_folder,
-                seed=options.seed,
-                progress=lambda record: report(*_place(record, options.seconds)),
-            )
-        platform = potential.platform_name
+    run = _on_data if reduced else _with_energies
+    with progress_bar("Training") as report:
+        history, platform = run(folder, options, generator, data, report)
     generator.save(folder.generator_file)
     history.save(folder.history_file)
     n_evaluations = history.n_energy_evaluations
     folder.update_phase("train", finished=True, n_evaluations=n_evaluations, platform=platform)
     folder.update_summary({"training_seconds": history.seconds, "training_energy_evaluations": n_evaluations})
     say(f"Trained in {history.seconds:.0f} s: {folder.generator_file}")
+
+
+def _with_energies(
+    folder: RunFolder, options: TrainOptions, generator: BoltzmannGenerator, data: TrajectoryData, report: Report
+) -> tuple[TrainingHistory, str]:
+    """Train by the default recipe; returns the platform of the energies, too."""
+    system, topology = folder.read_system().system, generator.topology
+    with SystemPotential(system, topology, platform=options.platform) as potential:
+        _to_gpu(generator, potential.platform_name in ("CUDA", "torch"))
+        history = run_training(
+            generator,
+            potential,
+            data=data,
+            max_seconds=options.seconds,
+            folder=folder.training_folder,
+            seed=options.seed,
+            progress=lambda record: report(*_place(record, options.seconds)),
+        )
+        return history, potential.platform_name
+
+
+def _on_data(
+    folder: RunFolder, options: TrainOptions, generator: BoltzmannGenerator, data: TrajectoryData, report: Report
+) -> tuple[TrainingHistory, str]:
+    """Train without energies, which cost more than they teach in minutes when the molecule is a protein."""
+    _to_gpu(generator, options.platform in ("auto", "CUDA"))
+    history = fit(
+        generator,
+        data,
+        max_steps=_MOST_STEPS,
+        max_seconds=options.seconds,
+        folder=folder.training_folder,
+        progress=lambda record: report(*_place(record, options.seconds)),
+    )
+    return history, str(generator.device)
 
 
 def _of_the_generator(folder: RunFolder) -> str:
@@ -108,11 +152,13 @@ def _refuse_samples_of_another(folder: RunFolder) -> None:
 def _place(record: dict[str, Any], seconds: float) -> tuple[float, str]:
     """Fraction of the time that is over, and how it goes."""
     note = f"{record['stage']}: loss {record['loss']:.2f}"
+    if record.get("validation") is not None:
+        note += f", held-out data {record['validation']:.2f}"
     if record["ess_fraction"] is not None:
         note += f", ESS/N {record['ess_fraction']:.2f}"
     return record["seconds"] / seconds, note
 
 
-def _to_gpu(generator: BoltzmannGenerator, potential: SystemPotential) -> None:
-    if potential.platform_name in ("CUDA", "torch") and torch.cuda.is_available():
+def _to_gpu(generator: BoltzmannGenerator, wanted: bool) -> None:
+    if wanted and torch.cuda.is_available():
         generator.to("cuda")

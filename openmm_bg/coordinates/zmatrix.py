@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
+RIGID_RING = 8  # atoms; about a bond of a larger ring the torsions turn from one well to another
+
 
 @dataclass(frozen=True)
 class ZMatrix:
@@ -37,7 +39,8 @@ class ZMatrix:
     depth : ndarray, shape (n_atoms - 3,)
         Number of bonds between a row's atom and the seed.
     ring_torsion : ndarray of bool, shape (n_atoms - 3,)
-        Whether the row carries a torsion of its own about a bond that lies in a ring.
+        Whether the row carries a torsion of its own about a bond that lies in a ring of at most `RIGID_RING` atoms.
+        Larger rings (those that disulfides close, cyclic peptides) turn about their bonds.
     """
 
     n_atoms: int
@@ -83,6 +86,8 @@ def build_zmatrix(topology: openmm.app.Topology) -> ZMatrix:
 
     The seed is the backbone (N, CA, C) nearest to the middle of the molecule where there is one, else the heaviest
     connected triple there. Atoms are reached along the shortest path, so that rings are cut opposite to the seed.
+    No path leads through a cross-link (a disulfide, a lactam of side chains) if another does: the tree follows the
+    backbone, and the ring that a cross-link closes is cut there.
 
     Raises
     ------
@@ -90,9 +95,27 @@ def build_zmatrix(topology: openmm.app.Topology) -> ZMatrix:
         If the molecule is too small or not connected.
     """
     graph = bond_graph(topology)
-    seed = _choose_seed(topology, graph)
-    parent = _spanning_tree(graph, seed, _subtree_priority(topology, graph))
+    tree = _without_cross_links(topology, graph)
+    seed = _choose_seed(topology, tree)
+    parent = _spanning_tree(tree, seed, _subtree_priority(topology, graph))
     return _rows(graph, seed, parent)
+
+
+def _without_cross_links(topology: openmm.app.Topology, graph: nx.Graph) -> nx.Graph:
+    """The graph less the bonds between residues, those of the backbone aside, without which it stays connected."""
+    links = [
+        (first.index, second.index)
+        for first, second in topology.bonds()
+        if first.residue != second.residue and {first.name, second.name} != {"C", "N"}
+    ]
+    if not links:
+        return graph
+    tree = graph.copy()
+    for link in links:
+        tree.remove_edge(*link)
+        if not nx.has_path(tree, *link):
+            tree.add_edge(*link)
+    return tree
 
 
 def _choose_seed(topology: openmm.app.Topology, graph: nx.Graph) -> tuple[int, int, int]:
@@ -152,7 +175,8 @@ def _spanning_tree(
 
 def _rows(graph: nx.Graph, seed: tuple[int, int, int], parent: dict[int, tuple[int, int]]) -> ZMatrix:
     a0, a1, a2 = seed
-    bridges = {frozenset(edge) for edge in nx.bridges(graph)}
+    rings = nx.Graph(graph.edges)
+    rings.remove_edges_from(list(nx.bridges(graph)))
     first_row: dict[int, int] = {a1: -1}
     references, first_sibling, depth, ring = [], [], [], []
     # the frame at a seed atom is spanned by the two others
@@ -163,7 +187,7 @@ def _rows(graph: nx.Graph, seed: tuple[int, int, int], parent: dict[int, tuple[i
         references.append((p1, p2, p3))
         first_sibling.append(first_row.setdefault(above, row))
         depth.append(level)
-        ring.append(first_sibling[-1] == row and frozenset((p1, p2)) not in bridges)
+        ring.append(first_sibling[-1] == row and _in_rigid_ring(rings, p1, p2))
     return ZMatrix(
         n_atoms=len(graph),
         seed=seed,
@@ -173,3 +197,16 @@ def _rows(graph: nx.Graph, seed: tuple[int, int, int], parent: dict[int, tuple[i
         depth=np.array(depth, dtype=np.int64),
         ring_torsion=np.array(ring, dtype=bool),
     )
+
+
+def _in_rigid_ring(rings: nx.Graph, i: int, j: int) -> bool:
+    """Whether a bond lies in a ring of at most `RIGID_RING` atoms; `rings` holds the bonds that lie in any ring."""
+    if not rings.has_edge(i, j):
+        return False
+    reached, edge = {i}, {i}
+    for _ in range(RIGID_RING - 1):  # bonds of the way round that does not use the bond itself
+        edge = {far for near in edge for far in rings[near] if (near, far) != (i, j)} - reached
+        if j in edge:
+            return True
+        reached |= edge
+    return False

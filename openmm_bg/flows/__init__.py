@@ -1,5 +1,9 @@
 """Normalizing flows over circular and linear features."""
 
+from openmm_bg.flows.frozen import FlowWithFrozen
+from openmm_bg.flows.layout import Layout, Place
 from openmm_bg.flows.spline_flow import FlowConfig, SplineFlow, default_config
 
-__all__ = ["FlowConfig", "SplineFlow", "default_config"]
+Flow = SplineFlow | FlowWithFrozen
+
+__all__ = ["Flow", "FlowConfig", "FlowWithFrozen", "Layout", "Place", "SplineFlow", "default_config"]

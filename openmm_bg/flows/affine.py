@@ -42,7 +42,7 @@ class ConditionalAffine(nn.Module):
         conditions: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self._sizes = sizes
+        self.sizes = sizes
         self._n_outputs = [2 * n + n * (n - 1) // 2 for n in sizes]
         for group, n in enumerate(sizes):
             self.register_buffer(f"mean_{group}", torch.zeros(n, 1))
@@ -60,7 +60,7 @@ class ConditionalAffine(nn.Module):
     @torch.no_grad()
     def standardise(self, linear: Tensor) -> None:
         """Take mean and Cholesky factor of each group from a sample of linear features, shape (d, n)."""
-        for group, values in enumerate(linear.double().split(self._sizes)):
+        for group, values in enumerate(linear.double().split(self.sizes)):
             covariance = torch.atleast_2d(torch.cov(values))
             covariance = covariance + 1e-4 * torch.diag(covariance.diagonal().clamp_min(1e-6))
             mean, colouring = getattr(self, f"mean_{group}"), getattr(self, f"colouring_{group}")
@@ -72,7 +72,7 @@ class ConditionalAffine(nn.Module):
         parts = []
         log_det = linear.new_zeros(linear.shape[1])
         for group, (values, (shift, log_diagonal, below)) in enumerate(
-            zip(linear.split(self._sizes), self._conditioned(embedded), strict=True)
+            zip(linear.split(self.sizes), self._conditioned(embedded), strict=True)
         ):
             mean, colouring = self._fixed(group, values.dtype)
             rows, columns = getattr(self, f"_below_{group}")
@@ -87,7 +87,7 @@ class ConditionalAffine(nn.Module):
         parts = []
         log_det = linear.new_zeros(linear.shape[1])
         for group, (values, (shift, log_diagonal, below)) in enumerate(
-            zip(linear.split(self._sizes), self._conditioned(embedded), strict=True)
+            zip(linear.split(self.sizes), self._conditioned(embedded), strict=True)
         ):
             mean, colouring = self._fixed(group, values.dtype)
             rows, columns = getattr(self, f"_below_{group}")
@@ -104,7 +104,7 @@ class ConditionalAffine(nn.Module):
         out = self.marginal + self.conditioner(embedded)[0]
         return [
             (part[:n], part[n : 2 * n], part[2 * n :])
-            for n, part in zip(self._sizes, out.split(self._n_outputs), strict=True)
+            for n, part in zip(self.sizes, out.split(self._n_outputs), strict=True)
         ]
 
     def _fixed(self, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -3,20 +3,29 @@
 p(features) = p(torsions) p(linear | torsions). The torsions are a stack of couplings on the torus with a uniform
 base. The linear features, nearly Gaussian given the torsions, are a Gaussian whose mean and full covariance within a
 local group depend on the torsions, refined by a few spline couplings.
+
+With a layout that is split, p(torsions) = p(backbone) times, for each residue, p(its side chain | backbone nearby), and
+the linear features see the torsions of the backbone only: a side chain's latents then move nothing but that side chain.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openmm_bg.base import Base, circle_log_normalisation
 from openmm_bg.flows.affine import ConditionalAffine
 from openmm_bg.flows.couplings import HARMONICS, CircularCoupling, LinearCoupling, circular_embedding
+from openmm_bg.flows.layout import Layout, Place
+
+NEIGHBOURS = 1  # residues on either side whose backbone a side chain sees
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class FlowConfig:
         Largest number of linear features whose covariance is modelled in full.
     torsion_group_size : int
         Largest number of torsions that share one conditioner.
+    concentration : float
+        Of the von Mises distribution that latents on circles have; zero is the uniform one.
     temperature_range : tuple of (float, float), optional
         In K: the density depends on the temperature, and is meant to be trained between these two. None: one density.
     """
@@ -51,9 +62,12 @@ class FlowConfig:
     linear_bound: float = 5.0
     group_size: int = 64
     torsion_group_size: int = 16
+    concentration: float = 0.0
     temperature_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.concentration < 500.0:
+            raise ValueError(f"concentration is {self.concentration}; expected a number from 0 (uniform) to 500.")
         if self.temperature_range is None:
             return
         low, high = (float(temperature) for temperature in self.temperature_range)
@@ -64,8 +78,11 @@ class FlowConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the model file."""
         described = asdict(self)
-        if self.temperature_range is None:  # files of generators for one temperature have no such entry
+        # files of generators for one temperature, and on uniform circles, have no such entries
+        if self.temperature_range is None:
             del described["temperature_range"]
+        if not self.concentration:
+            del described["concentration"]
         return described
 
 
@@ -74,36 +91,42 @@ class SplineFlow(nn.Module):
 
     Parameters
     ----------
-    torsion_places, linear_places : list of int
-        Where each feature sits along the molecule (an atom index): what is near in it is local to a conditioner.
+    layout : Layout
+        Where each feature sits along the molecule: what is near in it is local to a conditioner.
     config : FlowConfig
     seed : int
         Seed of the initial weights.
     """
 
-    def __init__(self, torsion_places: list[int], linear_places: list[int], config: FlowConfig, seed: int = 0) -> None:
+    def __init__(self, layout: Layout, config: FlowConfig, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.config = config
-        self.n_circular, self.n_linear = len(torsion_places), len(linear_places)
+        self.layout = layout
+        self.n_circular, self.n_linear = len(layout.circular), len(layout.linear)
+        self.base = Base(self.n_circular, self.n_linear, config.concentration)
         self._conditions = [] if config.temperature_range is None else [2 * HARMONICS * self.n_circular]
         self._log_ratio = 0.0
-        order = sorted(range(self.n_linear), key=lambda i: (linear_places[i], i))
-        places = [linear_places[i] for i in order]
+        torsion_atoms = [place.atom for place in layout.circular]
+        order = sorted(range(self.n_linear), key=lambda i: (layout.linear[i].atom, i))
+        atoms = [layout.linear[i].atom for i in order]
         self.register_buffer("_order", torch.tensor(order, dtype=torch.long), persistent=False)
         self.register_buffer("_rank", torch.argsort(torch.tensor(order, dtype=torch.long)), persistent=False)
-        groups = _contiguous_groups(places, config.group_size)
-        reach = [_reach([places[i] for i in group]) for group in groups]
-        near_torsions = [_within(torsion_places, *span) for span in reach]
+        seeing = [i for i in range(self.n_circular) if not (layout.split and layout.circular[i].side_chain)]
+        groups = _contiguous_groups(atoms, config.group_size)
+        reach = [_reach([atoms[i] for i in group]) for group in groups]
+        near_torsions = [[i for i in _within(torsion_atoms, *span) if i in set(seeing)] for span in reach]
+        n_layers = config.torsion_layers
         self.torsion_layers = nn.ModuleList(
-            self._torsion_layer(torsion_places, layer, generator)
-            for layer in range(config.torsion_layers if self.n_circular else 0)
+            self._torsion_layer(seeing, layer, generator) for layer in range(n_layers if seeing else 0)
         )
+        if len(seeing) < self.n_circular:
+            self.torsion_layers.extend(self._side_chain_layer(layer, generator) for layer in range(n_layers))
         self.linear_layers = nn.ModuleList()
         for layer in range(config.linear_layers if self.n_linear > 1 else 0):
             active = [[i for i in group if (i // 2 ** (layer // 2) + layer) % 2] for group in groups]
             moved = {i for block in active for i in block}
-            passive = [[i for i in _within(places, *span) if i not in moved] for span in reach]
+            passive = [[i for i in _within(atoms, *span) if i not in moved] for span in reach]
             self.linear_layers.append(
                 LinearCoupling(
                     active,
@@ -124,13 +147,54 @@ class SplineFlow(nn.Module):
     _order: Tensor
     _rank: Tensor
 
-    def _torsion_layer(self, places: list[int], layer: int, generator: torch.Generator) -> CircularCoupling:
-        active = _alternate(self.n_circular, layer)
-        blocks = _contiguous_groups([places[i] for i in active], self.config.torsion_group_size)
+    @property
+    def latent_places(self) -> tuple[Place, ...]:
+        """Where each latent belongs."""
+        return (*self.layout.circular, *(self.layout.linear[i] for i in self._order.tolist()))
+
+    @property
+    def n_correlated(self) -> int:
+        """Largest number of linear features whose covariance is taken from data in full."""
+        return max(self.affine.sizes, default=0)
+
+    def torsion_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the density of the torsions."""
+        return self.torsion_layers.parameters()
+
+    def linear_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the density of the linear features given the torsions."""
+        yield from self.linear_layers.parameters()
+        yield from self.affine.parameters()
+
+    def _torsion_layer(self, modelled: list[int], layer: int, generator: torch.Generator) -> CircularCoupling:
+        """A coupling of half of some torsions, given the other half."""
+        atoms = [self.layout.circular[i].atom for i in modelled]
+        active = _alternate(len(modelled), layer)
+        blocks = _contiguous_groups([atoms[i] for i in active], self.config.torsion_group_size)
         members = [[active[i] for i in block] for block in blocks]
-        seen = [
-            [i for i in _within(places, *_reach([places[j] for j in block])) if i not in active] for block in members
-        ]
+        seen = [[i for i in _within(atoms, *_reach([atoms[j] for j in block])) if i not in active] for block in members]
+        return self._coupling(
+            [[modelled[i] for i in block] for block in members],
+            [[modelled[i] for i in rows] for rows in seen],
+            generator,
+        )
+
+    def _side_chain_layer(self, layer: int, generator: torch.Generator) -> CircularCoupling:
+        """A coupling of half of each side chain's torsions, given its other half and the backbone nearby."""
+        places = self.layout.circular
+        residues = sorted({place.residue for place in places if place.side_chain})
+        members, seen = [], []
+        for residue in residues:
+            own = [i for i, place in enumerate(places) if place.side_chain and place.residue == residue]
+            active = [own[i] for i in _alternate(len(own), layer)]
+            near = [i for i, p in enumerate(places) if not p.side_chain and abs(p.residue - residue) <= NEIGHBOURS]
+            members.append(active)
+            seen.append([*near, *(i for i in own if i not in active)])
+        return self._coupling(members, seen, generator)
+
+    def _coupling(
+        self, members: list[list[int]], seen: list[list[int]], generator: torch.Generator
+    ) -> CircularCoupling:
         return CircularCoupling(
             members, seen, self.config.torsion_bins, self.config.torsion_hidden, generator, self._conditions
         )
@@ -143,6 +207,11 @@ class SplineFlow(nn.Module):
         """
         assert self.config.temperature_range is not None
         self._log_ratio = math.log(temperature) - 0.5 * sum(map(math.log, self.config.temperature_range))
+
+    @property
+    def log_temperature_ratio(self) -> float:
+        """Ln of the temperature over that in the middle of the range; zero without a range."""
+        return self._log_ratio
 
     def _condition(self, like: Tensor) -> Tensor | None:
         """The temperature as conditioners see it beside the torsions, a row for as many configurations."""
@@ -203,8 +272,8 @@ class SplineFlow(nn.Module):
 
     def torsion_log_prob(self, torsions: Tensor) -> Tensor:
         """Log of the marginal density of the torsions, shape (n, n_circular) to (n,)."""
-        _, log_det = self._invert_torsions(torsions.T.contiguous())
-        return log_det - self.n_circular * math.log(2.0 * math.pi)
+        latent, log_det = self._invert_torsions(torsions.T.contiguous())
+        return log_det + self._circles_log_prob(latent.T)
 
     def _invert_torsions(self, torsions: Tensor) -> tuple[Tensor, Tensor]:
         log_det = torsions.new_zeros(torsions.shape[1])
@@ -216,18 +285,28 @@ class SplineFlow(nn.Module):
         return torsions, log_det
 
     def base_log_prob(self, latent: Tensor) -> Tensor:
-        """Log density of the base: uniform on circles, standard normal otherwise."""
+        """Log density of the base."""
         linear = latent[:, self.n_circular :].double()
         return (
-            -self.n_circular * math.log(2.0 * math.pi)
+            self._circles_log_prob(latent[:, : self.n_circular])
             - 0.5 * (linear**2).sum(-1)
             - 0.5 * self.n_linear * math.log(2.0 * math.pi)
         )
 
+    def _circles_log_prob(self, circles: Tensor) -> Tensor | float:
+        kappa = self.config.concentration
+        constant = -self.n_circular * circle_log_normalisation(kappa)
+        return kappa * circles.double().cos().sum(-1) + constant if kappa else constant
+
     def sample_base(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents drawn from the base, shape (n, n_circular + n_linear)."""
         device = self.affine.marginal.device
-        circular = (2.0 * torch.rand(n, self.n_circular, generator=generator) - 1.0) * math.pi
+        if self.config.concentration:
+            rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+            drawn = rng.vonmises(0.0, self.config.concentration, (n, self.n_circular))
+            circular = torch.as_tensor(drawn, dtype=torch.float32)
+        else:
+            circular = (2.0 * torch.rand(n, self.n_circular, generator=generator) - 1.0) * math.pi
         return torch.cat([circular, torch.randn(n, self.n_linear, generator=generator)], -1).to(device)
 
 

@@ -9,6 +9,7 @@ from openmm_bg.moves.coupling import CoupledLangevin
 from openmm_bg.moves.durable_reporter import DurableReporter
 from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.ladder import Ladder, place_lambdas
+from openmm_bg.moves.latent_walk import LatentWalk, WalkTuning
 from openmm_bg.moves.learned_exchange import LearnedReplicaExchangeSampler
 from openmm_bg.moves.move import BoltzmannGeneratorMove, observe_scans
 from openmm_bg.moves.propagation import LatentHMC, LatentLangevin
@@ -16,9 +17,12 @@ from openmm_bg.moves.ranks import check_ranks, local_rank, place_on_gpu
 from openmm_bg.moves.simulation import BoltzmannGeneratorSampling
 from openmm_bg.moves.solvated import SolvatedScan
 from openmm_bg.moves.state_checks import check_states
+from openmm_bg.moves.walk_chain import WalkScan
+from openmm_bg.moves.walk_tuning import AcceptanceByKind, TuningError, tune_in_simulation, tune_latent_walk
 from openmm_bg.registry import register
 
 __all__ = [
+    "AcceptanceByKind",
     "Annealed",
     "AnnealedScan",
     "BoltzmannGeneratorMove",
@@ -33,9 +37,13 @@ __all__ = [
     "Ladder",
     "LatentHMC",
     "LatentLangevin",
+    "LatentWalk",
     "LearnedReplicaExchangeSampler",
     "Scan",
     "SolvatedScan",
+    "TuningError",
+    "WalkScan",
+    "WalkTuning",
     "bridge",
     "check_ranks",
     "check_states",
@@ -44,4 +52,6 @@ __all__ = [
     "place_lambdas",
     "place_on_gpu",
     "register",
+    "tune_in_simulation",
+    "tune_latent_walk",
 ]

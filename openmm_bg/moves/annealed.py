@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from openmm_bg.density import DifferentiableLatentDensity, FloatArray, ProposalDensity
+from openmm_bg.density import DifferentiableLatentProposals, FloatArray, Proposals
 from openmm_bg.moves.coupling import CoupledLangevin
 from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Independence, Scan, metropolis_chain
@@ -110,7 +110,7 @@ class Annealed:
 
     def scan(
         self,
-        density: ProposalDensity,
+        density: Proposals,
         current: FloatArray,
         place: Callable[[FloatArray], FloatArray],
         energies: ContextEnergies,
@@ -120,7 +120,7 @@ class Annealed:
 
         Parameters
         ----------
-        density : DifferentiableLatentDensity
+        density : DifferentiableLatentProposals
         current : ndarray, shape (n_atoms, 3)
             Finite positions in nm.
         place : callable
@@ -140,7 +140,7 @@ class Annealed:
             )
         if self.n_steps == 0:
             return Independence(self.n_proposals).scan(density, current, place, energies, rng)
-        if not isinstance(density, DifferentiableLatentDensity):
+        if not isinstance(density, DifferentiableLatentProposals):
             raise ValueError(
                 f"Annealed proposals move in the latent space of a generator, and {type(density).__name__} has no "
                 "from_latent_tensor. Give a BoltzmannGenerator, or use kernel=Independence()."

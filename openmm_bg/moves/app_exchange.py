@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, check_has_density
 from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Independence
 from openmm_bg.moves.learned_exchange import GeneratorDraw
 from openmm_bg.moves.pose import particle_masses
-from openmm_bg.moves.scans import MAX_SEED, GeneratorScans
+from openmm_bg.moves.scans import MAX_SEED, EnergySource, GeneratorScans
 from openmm_bg.moves.thermostat import thermostat
 from openmm_bg.registry import register
 
@@ -49,7 +49,7 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
         The generator that is a state.
     kernel : Independence
         How proposals of the move are made and judged.
-    energies : {"openmm", "torch"}
+    energies : {"openmm", "torch", "compiled"}
         As in `BoltzmannGeneratorMove`.
     basin : callable, optional
         Tells basins apart: positions (n_atoms, 3) in nm to any value that can be compared. With it, swaps with the
@@ -101,7 +101,7 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
         *,
         reservoir: ProposalDensity | None = None,
         kernel: Independence | None = None,
-        energies: Literal["openmm", "torch"] = "openmm",
+        energies: EnergySource = "openmm",
         basin: Callable[[FloatArray], Any] | None = None,
         seed: int | None = None,
         reinitializeVelocities: bool = False,
@@ -198,6 +198,7 @@ class GeneratorReplicaExchange(app.ReplicaExchangeSampler):
         return np.array(temperatures)
 
     def _add_reservoir(self, reservoir: ProposalDensity) -> None:
+        check_has_density(reservoir, "A reservoir")
         self.reservoirIndex = len(self.states)
         self._reservoir = reservoir
         self._reservoir_scans = GeneratorScans(reservoir)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, Proposals
 from openmm_bg.moves.energies import ContextEnergies
 
 
@@ -126,7 +126,7 @@ class Independence:
 
     def scan(
         self,
-        density: ProposalDensity,
+        density: Proposals,
         current: FloatArray,
         place: Callable[[FloatArray], FloatArray],
         energies: ContextEnergies,
@@ -136,7 +136,7 @@ class Independence:
 
         Parameters
         ----------
-        density : ProposalDensity
+        density : Proposals
         current : ndarray, shape (n_atoms, 3)
             Finite positions in nm.
         place : callable

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, Proposals
 from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Scan
 from openmm_bg.registry import import_class, qualified_name
@@ -25,7 +25,7 @@ class Kernel(Protocol):
 
     def scan(
         self,
-        density: ProposalDensity,
+        density: Proposals,
         current: FloatArray,
         place: Callable[[FloatArray], FloatArray],
         energies: ContextEnergies,

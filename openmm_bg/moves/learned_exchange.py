@@ -16,7 +16,7 @@ from openmmtools.mcmc import MCMCMove
 from openmmtools.multistate import ReplicaExchangeSampler
 from openmmtools.states import SamplerState, ThermodynamicState
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, check_has_density
 from openmm_bg.moves.pose import align, particle_masses
 from openmm_bg.moves.ranks import check_ranks
 from openmm_bg.moves.state_checks import check_states
@@ -52,6 +52,7 @@ class GeneratorDraw(MCMCMove):
 
     def __init__(self, generator: ProposalDensity, *, seed: int | None = None) -> None:
         super().__init__()
+        check_has_density(generator, "A state that is drawn from the generator")
         register(generator)
         self.generator = generator
         self.seed = None if seed is None else int(seed)

@@ -8,7 +8,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import mpiplus
 import numpy as np
@@ -18,12 +18,12 @@ from openmmtools.cache import ContextCache
 from openmmtools.mcmc import MCMCMove
 from openmmtools.states import SamplerState, ThermodynamicState
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, check_has_density
 from openmm_bg.moves.annealed import Annealed
 from openmm_bg.moves.coupling import CoupledLangevin, Coupling
 from openmm_bg.moves.independence import Scan
 from openmm_bg.moves.kernel import Kernel, restored_kernel, stored_options
-from openmm_bg.moves.scans import MAX_SEED, GeneratorScans, at_temperature, check_finite, known_backend
+from openmm_bg.moves.scans import MAX_SEED, EnergySource, GeneratorScans, at_temperature, check_finite, known_backend
 from openmm_bg.moves.solute import solute_system
 from openmm_bg.moves.solvated import SolvatedPaths, SolvatedScan
 from openmm_bg.registry import reference, register, resolve
@@ -78,9 +78,10 @@ class BoltzmannGeneratorMove(GeneratorScans, MCMCMove):
     atom_subset : sequence of int, optional
         The particles of the System that the generator describes, in its order, where there are others: a solute in
         explicit solvent. Needs `kernel=Annealed(..., propagation=CoupledLangevin(...))`. The box stays as it is.
-    energies : {"openmm", "torch"}
+    energies : {"openmm", "torch", "compiled"}
         What evaluates the potential energies of a scan: the Context of the thermodynamic state, one configuration
-        after the other, or the same System compiled to torch, all at once; that pays on a GPU.
+        after the other; the same System in torch, all at once, which pays on a GPU; or that compiled, with pairs in
+        single precision, which takes a minute at first and pays for proteins on a CPU.
     seed : int, optional
         Makes a program that runs the same moves in the same order repeat its random numbers. Copies of a move, and a
         move that is resumed from a file, continue with numbers of their own.
@@ -119,7 +120,7 @@ class BoltzmannGeneratorMove(GeneratorScans, MCMCMove):
         *,
         kernel: Kernel | None = None,
         atom_subset: Sequence[int] | None = None,
-        energies: Literal["openmm", "torch"] = "openmm",
+        energies: EnergySource = "openmm",
         seed: int | None = None,
     ) -> None:
         MCMCMove.__init__(self)
@@ -230,6 +231,7 @@ class BoltzmannGeneratorMove(GeneratorScans, MCMCMove):
         assert self.atom_subset is not None
         rng = self._random()
         energies = self._energies_in(context, kT)
+        check_has_density(self.generator, "A move of a solute in its solvent")
         density = at_temperature(self.generator, kT)
         coupling = self._couplings.get(context)
         if coupling is None:

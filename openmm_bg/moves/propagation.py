@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openmm_bg.density import DifferentiableLatentDensity, FloatArray
+from openmm_bg.density import DifferentiableLatentProposals, FloatArray
 from openmm_bg.moves.energies import ContextEnergies
 
 _CHUNK = 1024  # configurations that are differentiated at once
@@ -59,7 +59,8 @@ class LatentTarget:
 
     Parameters
     ----------
-    density : DifferentiableLatentDensity
+    density : DifferentiableLatentProposals
+        With a base that is uniform on its circles.
     energies : ContextEnergies
 
     Attributes
@@ -68,16 +69,20 @@ class LatentTarget:
         Energies with gradients computed so far.
     """
 
-    def __init__(self, density: DifferentiableLatentDensity, energies: ContextEnergies) -> None:
+    def __init__(self, density: DifferentiableLatentProposals, energies: ContextEnergies) -> None:
+        if density.base.concentration:
+            raise ValueError(
+                f"The latents of the generator are von Mises variables of concentration {density.base.concentration}, "
+                "which the propagation cannot integrate. Use LatentWalk or Independence, or make the generator with "
+                "flow=FlowConfig(concentration=0.0)."
+            )
         self.density = density
         self.energies = energies
         self.n_evaluations = 0
 
     def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
         """Latents drawn from the base, shape (n, n_dof)."""
-        z = rng.standard_normal((n, self.density.n_dof))
-        z[:, : self.density.n_circles] = rng.uniform(-np.pi, np.pi, (n, self.density.n_circles))
-        return z
+        return self.density.base.draw(n, rng)
 
     def evaluate(self, z: FloatArray) -> Latents:
         """Configurations of latents with their energies and gradients; rows that are not finite spoil no others."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import openmm
 import torch
 from openmm import unit
 
-from openmm_bg.density import FloatArray, ProposalDensity
+from openmm_bg.density import FloatArray, ProposalDensity, Proposals, check_has_density
 from openmm_bg.moves.energies import ContextEnergies, TorchEnergies
 from openmm_bg.moves.independence import Independence, Scan
 from openmm_bg.moves.kernel import Kernel
@@ -22,6 +22,8 @@ from openmm_bg.potentials import TorchBackend
 COUNTERS = ("n_accepted", "n_proposed", "n_nonfinite_energy", "n_off_support", "n_current_off_support")
 MAX_SEED = np.iinfo(np.int32).max
 _GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+
+EnergySource = Literal["openmm", "torch", "compiled"]
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +37,16 @@ def at_temperature(density: ProposalDensity, kT: float) -> ProposalDensity:
     return found
 
 
+def given_current(density: ProposalDensity, current: FloatArray) -> Proposals:
+    """What proposes from a configuration: with frozen="keep", the density given its frozen coordinates."""
+    if not getattr(density, "keeps_frozen", False):
+        check_has_density(density, "A move")
+        return density
+    generator: Any = density
+    given: Proposals = generator.given(current)
+    return given
+
+
 class GeneratorScans:
     """A generator and the kernel that judges its proposals, applied in Contexts, with counts of what happened.
 
@@ -42,7 +54,7 @@ class GeneratorScans:
     ----------
     generator : ProposalDensity
     kernel : Independence or Annealed, optional
-    energies : {"openmm", "torch"}
+    energies : {"openmm", "torch", "compiled"}
 
     Attributes
     ----------
@@ -152,7 +164,7 @@ class GeneratorScans:
         def place(positions: FloatArray) -> FloatArray:
             return align(positions, current, masses) if self.generator.pose == "invariant" else positions
 
-        density = at_temperature(self.generator, kT)
+        density = given_current(at_temperature(self.generator, kT), current)
         scan = self.kernel.scan(density, current, place, energies, rng)
         if scan.moved:
             energies.place(scan.positions[scan.chain[-1]])
@@ -213,7 +225,10 @@ class GeneratorScans:
         backend = self._torch.get(context)
         if backend is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            backend = self._torch.setdefault(context, TorchBackend(context.getSystem(), device))
+            compiled = self.energies == "compiled"
+            precision: Literal["double", "mixed"] = "mixed" if compiled else "double"
+            made = TorchBackend(context.getSystem(), device, precision=precision, compile=compiled)
+            backend = self._torch.setdefault(context, made)
         return TorchEnergies(context, kT, backend)
 
     def _draw_velocities(self, context: openmm.Context, temperature: float, rng: np.random.Generator) -> None:
@@ -229,13 +244,12 @@ class _Checked:
     parameters: dict[str, float] | None = None
 
 
-def known_backend(name: str) -> Literal["openmm", "torch"]:
+def known_backend(name: str) -> EnergySource:
     """Return the name of a source of energies, or raise ValueError."""
-    if name == "openmm":
-        return "openmm"
-    if name == "torch":
-        return "torch"
-    raise ValueError(f"Unknown energies {name!r}; expected 'openmm' or 'torch'.")
+    for known in get_args(EnergySource):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"Unknown energies {name!r}; expected one of {', '.join(map(repr, get_args(EnergySource)))}.")
 
 
 def check_finite(positions: FloatArray) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import openmm
@@ -12,7 +12,7 @@ from openmm import app
 from openmm_bg.density import ProposalDensity
 from openmm_bg.moves.independence import Independence
 from openmm_bg.moves.scan_log import ScanLog
-from openmm_bg.moves.scans import GeneratorScans
+from openmm_bg.moves.scans import EnergySource, GeneratorScans
 from openmm_bg.moves.thermostat import thermostat
 from openmm_bg.registry import register
 
@@ -34,7 +34,7 @@ class BoltzmannGeneratorSampling(GeneratorScans):
         Steps of dynamics between two scans; they come at multiples of it in `simulation.currentStep`.
     kernel : Independence
         How proposals are made and judged.
-    energies : {"openmm", "torch"}
+    energies : {"openmm", "torch", "compiled"}
         As in `BoltzmannGeneratorMove`.
     seed : int, optional
         Makes the scan at a given step repeat its random numbers, so that a simulation that goes on from a checkpoint
@@ -83,7 +83,7 @@ class BoltzmannGeneratorSampling(GeneratorScans):
         interval: int,
         *,
         kernel: Independence | None = None,
-        energies: Literal["openmm", "torch"] = "openmm",
+        energies: EnergySource = "openmm",
         seed: int | None = None,
         log: str | PathLike[str] | IO[str] | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import openmm
 
-from openmm_bg.density import DifferentiableDensity
+from openmm_bg.density import DifferentiableDensity, check_has_density
 from openmm_bg.potentials.python_force import python_force
 from openmm_bg.potentials.torch_force import torch_force
 
@@ -61,6 +61,7 @@ def require_density(generator: Any) -> DifferentiableDensity:
     ValueError
         If not.
     """
+    check_has_density(generator, "A Force")
     if not isinstance(generator, DifferentiableDensity):
         missing = [name for name in ("log_prob", "log_prob_tensor", "temperature") if not hasattr(generator, name)]
         raise ValueError(

@@ -89,7 +89,7 @@ def phi_over_time(results: Results) -> str:
         figure = Figure(figsize=(10.5, 1.9 * len(chains) + 0.4), layout="constrained")
         axes = np.atleast_1d(np.asarray(figure.subplots(len(chains), 1, sharex=True, sharey=True)))
         for axis, (key, chain) in zip(axes, chains, strict=True):
-            kept = _thinned(chain)
+            kept = thinned(chain)
             phi = np.degrees(chain.phi[kept, results.pair])
             size = 1.4 if len(kept) > 10_000 else 2.2
             axis.axhspan(0, math.degrees(RARE_PHI_LIMIT), color="#f3e6c8", linewidth=0, zorder=0)
@@ -105,7 +105,8 @@ def phi_over_time(results: Results) -> str:
         return svg(figure)
 
 
-def _thinned(chain: Chain, most: int = 30_000) -> FloatArray:
+def thinned(chain: Chain, most: int = 30_000) -> FloatArray:
+    """Return the rows of a chain that a figure shows."""
     return np.unique(np.linspace(0, len(chain) - 1, min(len(chain), most)).astype(np.int64))
 
 

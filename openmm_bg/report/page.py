@@ -19,6 +19,7 @@ from openmm_bg.report import figures
 from openmm_bg.report.free_energy_figure import free_energy_figure
 from openmm_bg.report.results import BG_LANGEVIN, GENERATOR, LANGEVIN, Results, read_results
 from openmm_bg.report.run_folder import RunFolder, read_json
+from openmm_bg.report.side_chain_figures import chi_over_time, relaxation_times
 from openmm_bg.report.summary import summarise, versions, wall_times
 from openmm_bg.report.verdict import judge
 
@@ -106,7 +107,10 @@ def _figures(results: Results, free_energy: dict[str, Any] | None) -> dict[str, 
         drawn["surfaces"] = figures.surfaces(results)
     if any(chain is not None and chain.phi.shape[1] > results.pair for chain in (results.chain, results.langevin)):
         drawn["phi"] = figures.phi_over_time(results)
-    if results.acceptance is not None and results.acceptance.by_basin:
+    if results.side_chains is not None:
+        drawn["chi"] = chi_over_time(results)
+        drawn["relaxation"] = relaxation_times(results.side_chains)
+    if results.acceptance is not None and results.acceptance.by_basin and not results.walks:
         drawn["acceptance"] = figures.acceptance(results)
     if results.weights is not None:
         drawn["weights"] = figures.weight_histogram(results)
@@ -129,7 +133,18 @@ def _key_figures(results: Results) -> list[tuple[str, str, str]]:
         remark = f"Pareto k {weights.pareto_k:.2f}, largest weight {weights.largest_weight:.2%}"
         shown.append((f"{weights.ess_fraction:.1%}", "ESS / N, unclipped", remark))
     chain, alone = results.method(BG_LANGEVIN), results.method(LANGEVIN)
-    if chain is not None and chain.trips is not None:
+    if results.side_chains is not None:
+        speed = results.side_chains
+        shown += [
+            (_gain(speed.median_gain), "chi1 relaxes faster, median", "than by Langevin alone, per second"),
+            (_gain(speed.slow_gain), "the same, slowest tenth", ""),
+            (
+                f"{speed.n_resolved[0]} of {len(speed.names)}",
+                "side chains resolved",
+                f"Langevin: {speed.n_resolved[1]}",
+            ),
+        ]
+    elif chain is not None and chain.trips is not None:
         remark = f"Langevin alone: {alone.trips.count}" if alone is not None and alone.trips is not None else ""
         shown.append((f"{chain.trips.count:,}", "round trips of phi", remark))
         rare = chain.rare_population
@@ -138,6 +153,16 @@ def _key_figures(results: Results) -> list[tuple[str, str, str]]:
     if total > 0:
         shown.append((duration(total), "wall time in all", ""))
     return shown
+
+
+def _gain(gain: tuple[float, float, float]) -> str:
+    """Write how many times faster one chain is than the other, or what is known of it."""
+    value, lower, upper = gain
+    if math.isfinite(value):
+        return f"{value:.2g} times"
+    if math.isfinite(upper) and upper > 0.0:
+        return f"{lower:.2g} to {upper:.2g} times" if lower > 0.0 else f"at most {upper:.2g} times"
+    return f"at least {lower:.2g} times" if math.isfinite(lower) and lower > 0.0 else "not known"
 
 
 def _rows(results: Results, quantity: str) -> list[dict[str, Any]]:

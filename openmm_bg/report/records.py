@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,24 +19,27 @@ class _Record:
     """Arrays that are stored side by side in one .npz file."""
 
     _absent_in_old_files: ClassVar[tuple[str, ...]] = ()  # one bool a state, False where the file has none
+    _not_recorded: ClassVar[tuple[str, ...]] = ()  # numbers of each state, none where the file has none
 
     def save(self, path: Path) -> None:
         """Write the arrays to one file, replacing it as a whole or not at all."""
         stream = io.BytesIO()
-        np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]
+        np.savez(stream, **{entry.name: getattr(self, entry.name) for entry in fields(self)})  # type: ignore[arg-type]
         write_bytes(path, stream.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote; raise ValueError naming the file if it cannot be read."""
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        names = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
         try:
             with np.load(path, allow_pickle=False) as stored:
                 absent = [name for name in cls._absent_in_old_files if name not in stored]
-                arrays: dict[str, Any] = {name: stored[name] for name in names if name not in absent}
+                missing = [name for name in cls._not_recorded if name not in stored]
+                arrays: dict[str, Any] = {name: stored[name] for name in names if name not in (*absent, *missing)}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"cannot read {path}: {error}; it is damaged, or was not written by openmm-bg") from error
-        return cls(**arrays, **{name: np.zeros(len(arrays["energy"]), dtype=bool) for name in absent})
+        arrays.update({name: np.zeros(len(arrays["energy"]), dtype=bool) for name in absent})
+        return cls(**arrays, **{name: np.zeros((len(arrays["energy"]), 0)) for name in missing})
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Chain(_Record):
         Wall time since the start of the chain.
     last_positions : ndarray, shape (n_atoms, 3)
         The last state in nm, from which the chain can be continued.
+    chi : ndarray, shape (n, n_torsions)
+        Side-chain torsions chi1 in radians; of no residue if they were not recorded.
     """
 
     phi: FloatArray
@@ -69,8 +74,14 @@ class Chain(_Record):
     off_support: NDArray[np.bool_]
     seconds: FloatArray
     last_positions: FloatArray
+    chi: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     _absent_in_old_files = ("off_support",)
+    _not_recorded = ("chi",)
+
+    def __post_init__(self) -> None:
+        if not self.chi.shape[1]:
+            object.__setattr__(self, "chi", np.zeros((len(self.energy), 0)))
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -78,7 +89,7 @@ class Chain(_Record):
     @classmethod
     def concatenate(cls, parts: list[Chain]) -> Chain:
         """Join consecutive parts of one chain."""
-        along = [field.name for field in fields(cls) if field.name != "last_positions"]
+        along = [entry.name for entry in fields(cls) if entry.name != "last_positions"]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in along}
         return cls(**joined, last_positions=parts[-1].last_positions)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from openmm_bg.analysis.transitions import RoundTrips, round_trips
 from openmm_bg.analysis.weights import Weights
 from openmm_bg.report.records import Chain, GeneratorSamples
 from openmm_bg.report.run_folder import RunFolder
+from openmm_bg.report.side_chains import SideChainSpeed, chi1_torsions, side_chain_speed
 from openmm_bg.systems import MolecularSystem
 from openmm_bg.training.history import TrainingHistory
 
@@ -89,6 +90,25 @@ class Results:
     generator: GeneratorSamples | None
     training: TrainingHistory | None
     missing: list[str]
+    chi: int = 0
+    chi_names: list[str] = field(default_factory=list)
+    side_chains: SideChainSpeed | None = None
+
+    @property
+    def walks(self) -> bool:
+        """Whether the chain's proposals were steps of a latent walk."""
+        return "by_kind" in self.phases.get("sample", {})
+
+    @property
+    def acceptance_by_kind(self) -> dict[str, tuple[int, int]]:
+        """Accepted and proposed of each kind of proposal of a walk."""
+        counts = self.phases.get("sample", {}).get("by_kind", {})
+        return {kind: (int(accepted), int(proposed)) for kind, (accepted, proposed) in counts.items()}
+
+    @property
+    def why_no_density(self) -> str | None:
+        """Why the generator cannot be reweighted; None if it can."""
+        return self.settings.get("why_no_density")
 
     @property
     def pair_name(self) -> str:
@@ -125,13 +145,19 @@ def read_results(folder: RunFolder, seed: int = 0) -> Results:
     training = load(folder.history_file, _read_history, "a training history (`openmm-bg train`)")
     chain = load(folder.chain_file, Chain.load, "the chain of generator moves (`openmm-bg sample`)")
     langevin = load(folder.langevin_file, Chain.load, "Langevin dynamics alone (`openmm-bg sample`)")
-    generator = load(folder.generator_samples_file, GeneratorSamples.load, "samples of the generator (`sample`)")
+    generator = None
+    if settings.get("why_no_density") is None:
+        generator = load(folder.generator_samples_file, GeneratorSamples.load, "samples of the generator (`sample`)")
 
     if molecule is not None:
         pair_names = [found.residue for found in backbone_pairs(molecule.topology)]
     else:
         n_pairs = max((record.phi.shape[1] for record in (chain, langevin, generator) if record is not None), default=0)
         pair_names = [f"residue {index + 1}" for index in range(n_pairs)]
+    chi_names = [] if molecule is None else [torsion.residue for torsion in chi1_torsions(molecule.topology)]
+    speed = None
+    if chain is not None and langevin is not None:
+        speed = side_chain_speed(chain, langevin, chi_names)
 
     methods: dict[str, Method] = {}
     for key, record in ((BG_LANGEVIN, chain), (LANGEVIN, langevin)):
@@ -148,7 +174,7 @@ def read_results(folder: RunFolder, seed: int = 0) -> Results:
         acceptance = _acceptance(chain, pair, seed)
     return Results(
         settings, phases, temperature, pair, pair_names, methods, acceptance, weights, chain, langevin, generator,
-        training, missing,
+        training, missing, int(settings.get("chi", 0)), chi_names, speed,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ data.npz            frames of molecular dynamics (`simulate`)
 simulation/         its segments, from which it can be continued
 generator.bg        the trained Boltzmann generator (`train`)
 training/           history and checkpoints of the training
+equilibrated.npz    where the chains begin if a walk was tuned before (`sample`)
 generator.npz       reweighted samples of the generator (`sample`)
 chain.npz           the chain of Boltzmann generator moves and Langevin dynamics (`sample`)
 chain_frames.npz    some of its configurations (`sample`)
@@ -66,6 +67,7 @@ class RunFolder:
         self.training_folder = self.path / "training"
         self.history_file = self.training_folder / "history.json"
         self.generator_samples_file = self.path / "generator.npz"
+        self.equilibrated_file = self.path / "equilibrated.npz"
         self.chain_file = self.path / "chain.npz"
         self.chain_frames_file = self.path / "chain_frames.npz"
         self.free_energy_file = self.path / "free_energy.json"
@@ -162,7 +164,9 @@ class RunFolder:
         """Return the options that a phase was run with, empty where they were not recorded."""
         return dict(self.phases.get(phase, {}).get("asked", {}))
 
-    def check_asked(self, phase: str, asked: Mapping[str, Any], remedy: str) -> None:
+    def check_asked(
+        self, phase: str, asked: Mapping[str, Any], remedy: str, *, unless_recorded: Mapping[str, Any] | None = None
+    ) -> None:
         """Raise ValueError if a phase was run with other options than are asked for now.
 
         Parameters
@@ -173,8 +177,12 @@ class RunFolder:
             Options to compare; those that were not recorded count as equal.
         remedy : str
             What to do to have the phase run with these options in this folder.
+        unless_recorded : mapping, optional
+            What an old record that lacks an option stands for.
         """
         stored = self.asked(phase)
+        if stored:
+            stored = {**(unless_recorded or {}), **stored}
         differing = [
             f"{key} {stored[key]!r} (asked for: {value!r})"
             for key, value in asked.items()

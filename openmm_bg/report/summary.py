@@ -38,7 +38,18 @@ def summarise(results: Results, verdict: Verdict) -> dict[str, Any]:
     def number(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
 
+    speed = results.side_chains
+    side_chains = (
+        {}
+        if speed is None
+        else {
+            "chi1_speed_up_median": [number(value) for value in speed.median_gain],
+            "chi1_speed_up_slowest_tenth": [number(value) for value in speed.slow_gain],
+            "chi1_resolved": dict(zip(("bg_langevin", "langevin"), speed.n_resolved, strict=True)),
+        }
+    )
     return {
+        **side_chains,
         "fraction_accepted": number(acceptance.overall.value if acceptance else None),
         "acceptance_by_basin": {
             name: {**estimate.as_json(), "n_proposed": int(estimate.n_effective)}

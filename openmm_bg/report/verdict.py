@@ -15,6 +15,7 @@ from openmm_bg.analysis.weights import PARETO_K_LIMIT
 from openmm_bg.report.basin_checks import basin_checks
 from openmm_bg.report.records import Chain
 from openmm_bg.report.results import BG_LANGEVIN, FEWEST_STATES, Results
+from openmm_bg.report.walk_checks import walk_checks
 
 _ACCEPTED_ENOUGH, _ACCEPTED_LEAST = 0.10, 0.01
 _ESS_ENOUGH, _ESS_LEAST = 100.0, 20.0
@@ -34,12 +35,15 @@ def judge(results: Results, free_energy: dict[str, Any] | None = None) -> Verdic
     free_energy : dict, optional
         What free_energy.json holds.
     """
-    checks = [*_chain_checks(results), *basin_checks(results), *_weight_checks(results), *_energy_checks(results)]
+    if results.walks:
+        checks = walk_checks(results)
+    else:
+        checks = [*_chain_checks(results), *basin_checks(results), *_weight_checks(results), *_energy_checks(results)]
     if free_energy is not None:
         status = _STATUS_OF_ANSWER.get(free_energy["verdict"], "bad")
         checks.append(Check("free energies by MBAR", status, free_energy["verdict_sentence"]))
     verdict = conclude(checks)
-    if checks and not verdict.refused and (results.chain is None or results.weights is None):
+    if checks and not results.walks and not verdict.refused and (results.chain is None or results.weights is None):
         sentence = "Believe these numbers with care: of chain and reweighting only one is there."
         return Verdict("believe with care", sentence, checks)
     return verdict

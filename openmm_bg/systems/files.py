@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openmm
 from openmm import app, unit
 
+from openmm_bg.systems import hydrogens
+from openmm_bg.systems.diagnosis import advice
 from openmm_bg.systems.molecular_system import (
     DEFAULT_FORCEFIELD,
     FloatArray,
@@ -20,6 +20,9 @@ from openmm_bg.systems.molecular_system import (
     load_forcefield,
     minimize,
 )
+from openmm_bg.systems.pdb_text import read_pdb
+from openmm_bg.systems.repair import add_bonds, complete, refuse_broken_chain, without_solvent
+from openmm_bg.systems.residue_templates import is_amino_acid
 from openmm_bg.systems.serialized import read_system
 
 _VILLIN_MINIMIZER_ITERATIONS = 100  # the structure is a good one: only bad contacts are removed
@@ -31,10 +34,17 @@ def from_pdb(
     forcefield: app.ForceField | Sequence[str] | str = DEFAULT_FORCEFIELD,
     constraints: Any = app.HBonds,
     hydrogen_mass: unit.Quantity | float | None = None,
+    remove_solvent: bool = False,
+    substitute: Mapping[str, str] | None = None,
+    add_missing_atoms: bool = False,
     add_hydrogens: bool = False,
     minimized: bool = False,
+    model: int | None = None,
 ) -> MolecularSystem:
     """Read a molecule from a PDB file and parametrise it without cutoff.
+
+    Where the file has alternate locations, the one with the highest mean occupancy is taken, residue by residue; where
+    it has several models, the first. A warning names them.
 
     Parameters
     ----------
@@ -42,26 +52,44 @@ def from_pdb(
         A PDB file of one solute.
     forcefield, constraints, hydrogen_mass
         As in `openmm_bg.systems.peptide`.
+    remove_solvent : bool
+        Leave out water and single ions.
+    substitute : dict of str to str, optional
+        Standard amino acids to put in the place of others, such as {"NLE": "LEU"}; atoms that both have stay in their
+        place.
+    add_missing_atoms : bool
+        Add the heavy atoms that standard residues lack, the second oxygen of the end of the chain among them. Missing
+        residues are not modelled.
     add_hydrogens : bool
         Add the hydrogens that the file lacks, for pH 7.
     minimized : bool
         Minimise the energy of the structure.
+    model : int, optional
+        Which model of the file, counted from 1.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file holds no atoms or the force field does not fit it, for instance for want of hydrogens.
+        If the file holds no atoms, the chain is broken, or the force field does not fit the structure; the message
+        names residues and atoms and says which of the arguments above helps.
     """
-    pdb = _read_pdb(path)
     field = load_forcefield(forcefield)
+    pdb = read_pdb(path, model)
     topology, positions = pdb.topology, pdb.positions
+    if remove_solvent:
+        topology, positions = without_solvent(topology, positions)
+    refuse_broken_chain(topology, positions)
+    if substitute or add_missing_atoms:
+        topology, positions = complete(topology, positions, substitute or {}, add_missing_atoms=add_missing_atoms)
+    add_bonds(field, topology, positions)
     if add_hydrogens:
-        modeller = app.Modeller(topology, positions)
-        modeller.addHydrogens(field, platform=openmm.Platform.getPlatformByName("Reference"))
-        topology, positions = modeller.topology, modeller.positions
-    system = create_system(field, topology, constraints=constraints, hydrogen_mass=hydrogen_mass)
+        try:
+            topology, positions = hydrogens.add_hydrogens(field, topology, positions)
+        except ValueError as error:
+            raise ValueError(f"Hydrogens cannot be added to {path}: {error} {advice(field, topology, None)}") from error
+    system = create_system(field, topology, constraints=constraints, hydrogen_mass=hydrogen_mass, positions=positions)
     start = _in_nanometers(positions)
     return MolecularSystem(system, topology, minimize(system, start) if minimized else start)
 
@@ -78,7 +106,7 @@ def from_xml(system_xml: str | PathLike[str], topology_pdb: str | PathLike[str])
         PythonForce: its XML is pickled code, which would run on reading.
     """
     system = read_system(system_xml)
-    pdb = _read_pdb(topology_pdb)
+    pdb = read_pdb(topology_pdb)
     return MolecularSystem(system, pdb.topology, _in_nanometers(pdb.positions))
 
 
@@ -95,31 +123,13 @@ def villin(
     with as_file(files("openmm.app") / "data" / "test.pdb") as path:
         pdb = app.PDBFile(str(path))
     modeller = app.Modeller(pdb.topology, pdb.positions)
-    modeller.delete([residue for residue in modeller.topology.residues() if not _is_amino_acid(residue)])
+    modeller.delete([residue for residue in modeller.topology.residues() if not is_amino_acid(residue)])
     modeller.topology.setPeriodicBoxVectors(None)
     field = load_forcefield(forcefield)
     system = create_system(field, modeller.topology, constraints=constraints, hydrogen_mass=hydrogen_mass)
     start = _in_nanometers(modeller.positions)
     positions = minimize(system, start, max_iterations=_VILLIN_MINIMIZER_ITERATIONS)
     return MolecularSystem(system, modeller.topology, positions)
-
-
-def _is_amino_acid(residue: app.topology.Residue) -> bool:
-    return {"N", "CA", "C"} <= {atom.name for atom in residue.atoms()}
-
-
-def _read_pdb(path: str | PathLike[str]) -> app.PDBFile:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}; expected a PDB file.")
-    try:
-        pdb = app.PDBFile(str(path))
-    except (ValueError, IndexError, KeyError, AttributeError) as error:  # AttributeError: a file without any atom
-        raise ValueError(
-            f"{path} cannot be read as a PDB file; expected ATOM records of one molecule ({error})."
-        ) from error
-    if pdb.topology.getNumAtoms() == 0:
-        raise ValueError(f"{path} holds no atoms; expected a PDB file of one molecule.")
-    return pdb
 
 
 def _in_nanometers(positions: unit.Quantity) -> FloatArray:

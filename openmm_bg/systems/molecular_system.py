@@ -12,6 +12,8 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from openmm_bg.systems.diagnosis import advice
+
 FloatArray = NDArray[np.float64]
 
 DEFAULT_FORCEFIELD = ("amber99sbildn.xml", "amber99_obc.xml")
@@ -80,13 +82,20 @@ def load_forcefield(forcefield: app.ForceField | Sequence[str] | str) -> app.For
 
 
 def create_system(
-    forcefield: app.ForceField, topology: app.Topology, *, constraints: Any, hydrogen_mass: unit.Quantity | float | None
+    forcefield: app.ForceField,
+    topology: app.Topology,
+    *,
+    constraints: Any,
+    hydrogen_mass: unit.Quantity | float | None,
+    positions: unit.Quantity | None = None,
 ) -> openmm.System:
     """Parametrise a molecule without cutoff.
 
     Centre-of-mass motion is not removed: a Langevin thermostat acts on all degrees of freedom, the molecule is free to
     diffuse without a box, and a CMMotionRemover would only take away three degrees of freedom that no density here
     describes and that a redraw of velocities after a Monte Carlo move puts back.
+
+    Positions, where they are at hand, let the message about a structure that does not fit name missing hydrogens.
 
     Raises
     ------
@@ -103,22 +112,9 @@ def create_system(
             removeCMMotion=False,
         )
     except ValueError as error:
-        raise ValueError(f"The force field does not fit the molecule: {error} {_advice(topology)}") from error
-
-
-def _advice(topology: app.Topology) -> str:
-    residues = {residue.name for residue in topology.residues()}
-    if residues & {"HOH", "WAT", "SOL", "TIP3", "NA", "CL", "Na+", "Cl-"}:
-        return (
-            "The structure holds water or ions; expected one solute: delete them with openmm.app.Modeller "
-            "and use an implicit solvent."
-        )
-    if not any(atom.element is app.element.hydrogen for atom in topology.atoms()):
-        return "The structure holds no hydrogens: pass add_hydrogens=True, or add them with openmm.app.Modeller."
-    return (
-        "Check that hydrogens are complete (add_hydrogens=True adds those that are missing) and that the force field "
-        "knows the residue (pdbfixer replaces non-standard ones)."
-    )
+        raise ValueError(
+            f"The force field does not fit the molecule: {error} {advice(forcefield, topology, positions)}"
+        ) from error
 
 
 def minimize(system: openmm.System, positions: FloatArray, *, max_iterations: int = 0) -> FloatArray:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from importlib.resources import as_file, files
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import openmm
 from openmm import app, unit
 
+from openmm_bg.systems.hydrogens import add_hydrogens
 from openmm_bg.systems.molecular_system import (
     DEFAULT_FORCEFIELD,
     FloatArray,
@@ -21,6 +18,7 @@ from openmm_bg.systems.molecular_system import (
     load_forcefield,
     minimize,
 )
+from openmm_bg.systems.residue_templates import CAPS, heavy_atom_template
 
 _ONE_LETTER = {
     **{"A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS"},
@@ -29,7 +27,6 @@ _ONE_LETTER = {
 }
 # Protonation states that openmm.app.Modeller knows as variants of a residue.
 _VARIANTS = {"HID": "HIS", "HIE": "HIS", "HIP": "HIS", "ASH": "ASP", "GLH": "GLU", "LYN": "LYS"}
-_CAPS = ("ACE", "NME")
 
 # Backbone geometry in nm and degrees (Engh and Huber, 1991), and the torsions of an extended strand.
 _N_CA, _CA_C, _C_N, _C_O = 0.1459, 0.1525, 0.1336, 0.1229
@@ -70,18 +67,25 @@ def peptide(
         If the sequence is empty, a residue is unknown, or a cap stands inside the chain.
     """
     residues = parse_sequence(sequence)
-    topology, positions = _heavy_atoms(residues)
+    topology, positions = heavy_atoms(residues, [_extended(name) for name in residues])
+    return finish(residues, topology, positions, forcefield, constraints, hydrogen_mass)
+
+
+def finish(
+    residues: list[str],
+    topology: app.Topology,
+    positions: FloatArray,
+    forcefield: app.ForceField | Sequence[str] | str,
+    constraints: Any,
+    hydrogen_mass: unit.Quantity | float | None,
+) -> MolecularSystem:
+    """Add hydrogens to the heavy atoms of a chain (nm), parametrise it, and minimise its energy."""
     field = load_forcefield(forcefield)
-    modeller = app.Modeller(topology, positions * unit.nanometer)
-    with _fixed_random_state():
-        modeller.addHydrogens(
-            field,
-            variants=[name if name in _VARIANTS else None for name in residues],
-            platform=openmm.Platform.getPlatformByName("Reference"),
-        )
-    system = create_system(field, modeller.topology, constraints=constraints, hydrogen_mass=hydrogen_mass)
-    start = np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
-    return MolecularSystem(system, modeller.topology, minimize(system, start))
+    variants = [name if name in _VARIANTS else None for name in residues]
+    complete, with_hydrogens = add_hydrogens(field, topology, positions * unit.nanometer, variants)
+    system = create_system(field, complete, constraints=constraints, hydrogen_mass=hydrogen_mass)
+    start = np.array(with_hydrogens.value_in_unit(unit.nanometer), dtype=np.float64)
+    return MolecularSystem(system, complete, minimize(system, start))
 
 
 def parse_sequence(sequence: str) -> list[str]:
@@ -89,7 +93,7 @@ def parse_sequence(sequence: str) -> list[str]:
     text = sequence.strip().upper()
     if not text:
         raise ValueError('The sequence is empty; expected "ACE-ALA-NME" or one-letter codes such as "YGGFM".')
-    known = {*_ONE_LETTER.values(), *_VARIANTS, *_CAPS}
+    known = {*_ONE_LETTER.values(), *_VARIANTS, *CAPS}
     if "-" in text or text in known:
         residues = text.split("-")
     else:
@@ -108,7 +112,7 @@ def parse_sequence(sequence: str) -> list[str]:
             )
         if (name == "ACE" and index != 0) or (name == "NME" and index != len(residues) - 1):
             raise ValueError(f"{name} at place {index + 1} of {sequence!r}: ACE can only come first and NME only last.")
-    if not set(residues) - set(_CAPS):
+    if not set(residues) - set(CAPS):
         raise ValueError(f"{sequence!r} holds no amino acid; expected at least one, as in ACE-ALA-NME.")
     return residues
 
@@ -124,9 +128,12 @@ def place_atom(a: FloatArray, b: FloatArray, c: FloatArray, bond: float, angle: 
     return np.asarray(c + local @ frame)
 
 
-def _heavy_atoms(residues: list[str]) -> tuple[app.Topology, FloatArray]:
-    """Topology and positions (nm) of the heavy atoms of an extended chain."""
-    backbone = _extended_backbone(residues)
+def heavy_atoms(residues: list[str], torsions: Sequence[tuple[float, float, float]]) -> tuple[app.Topology, FloatArray]:
+    """Topology and positions (nm) of the heavy atoms of a chain with given phi, psi and omega (degrees).
+
+    A residue's omega is that of the bond to the one behind it; the first phi and the last omega mean nothing.
+    """
+    backbone = _backbone(torsions)
     topology = app.Topology()
     chain = topology.addChain()
     positions: list[FloatArray] = []
@@ -139,25 +146,29 @@ def _heavy_atoms(residues: list[str]) -> tuple[app.Topology, FloatArray]:
     if residues[-1] != "NME":
         n, ca, c, o = (backbone[-1][name] for name in ("N", "CA", "C", "O"))
         topology.addAtom("OXT", app.element.oxygen, residue)
-        positions.append(place_atom(n, ca, c, _C_O, _CA_C_O, _torsion(n, ca, c, o) + 180.0))
+        positions.append(place_atom(n, ca, c, _C_O, _CA_C_O, torsion_of(n, ca, c, o) + 180.0))
     topology.createStandardBonds()
     return topology, np.array(positions)
 
 
-def _extended_backbone(residues: list[str]) -> list[dict[str, FloatArray]]:
+def _extended(name: str) -> tuple[float, float, float]:
+    """Torsions phi, psi and omega of a residue in an extended strand."""
+    return (_PHI_PROLINE if name == "PRO" else _PHI, _PSI, _OMEGA)
+
+
+def _backbone(torsions: Sequence[tuple[float, float, float]]) -> list[dict[str, FloatArray]]:
     """Positions of N, CA, C, O of each residue; CH3 of ACE and the methyl of NME stand for CA."""
     origin = np.zeros(3)
     trace = [origin, origin + [_N_CA, 0.0, 0.0]]
     theta = np.radians(_N_CA_C)
     trace.append(trace[1] + _CA_C * np.array([-np.cos(theta), np.sin(theta), 0.0]))
-    for name in residues[1:]:
-        phi = _PHI_PROLINE if name == "PRO" else _PHI
-        for bond, angle, torsion in ((_C_N, _CA_C_N, _PSI), (_N_CA, _C_N_CA, _OMEGA), (_CA_C, _N_CA_C, phi)):
+    for (_, psi, omega), (phi, _, _) in pairwise(torsions):
+        for bond, angle, torsion in ((_C_N, _CA_C_N, psi), (_N_CA, _C_N_CA, omega), (_CA_C, _N_CA_C, phi)):
             trace.append(place_atom(trace[-3], trace[-2], trace[-1], bond, angle, torsion))
     backbone = []
-    for index in range(len(residues)):
+    for index, (_, psi, _) in enumerate(torsions):
         n, ca, c = trace[3 * index : 3 * index + 3]
-        o = place_atom(n, ca, c, _C_O, _CA_C_O, _PSI + 180.0)
+        o = place_atom(n, ca, c, _C_O, _CA_C_O, psi + 180.0)
         backbone.append({"N": n, "CA": ca, "C": c, "O": o})
     return backbone
 
@@ -173,26 +184,13 @@ def _residue_atoms(name: str, backbone: dict[str, FloatArray]) -> Iterator[tuple
         yield "N", "N", backbone["N"]
         yield "C", "C", backbone["CA"]
         return
-    template = _template(name)
+    template = heavy_atom_template(name)
     names = [atom_name for atom_name, _, _ in template]
     coordinates = np.array([position for _, _, position in template])
     anchors = [names.index(anchor) for anchor in ("N", "CA", "C")]
     placed = _superpose(coordinates, anchors, np.array([backbone[key] for key in ("N", "CA", "C")]))
     for (atom_name, symbol, _), position in zip(template, placed, strict=True):
         yield atom_name, symbol, backbone.get(atom_name, position)
-
-
-@cache
-def _template(name: str) -> tuple[tuple[str, str, tuple[float, float, float]], ...]:
-    """Heavy atoms of an L amino acid from pdbfixer's templates, C-terminal oxygen left out."""
-    with as_file(files("pdbfixer") / "templates" / f"{name}.pdb") as path:
-        pdb = app.PDBFile(str(path))
-    positions = pdb.positions.value_in_unit(unit.nanometer)
-    return tuple(
-        (atom.name, atom.element.symbol, tuple(position))
-        for atom, position in zip(pdb.topology.atoms(), positions, strict=True)
-        if atom.element is not app.element.hydrogen and atom.name != "OXT"
-    )
 
 
 def _superpose(coordinates: FloatArray, anchors: list[int], targets: FloatArray) -> FloatArray:
@@ -204,19 +202,8 @@ def _superpose(coordinates: FloatArray, anchors: list[int], targets: FloatArray)
     return np.asarray((coordinates - centre) @ rotation + target_centre)
 
 
-def _torsion(a: FloatArray, b: FloatArray, c: FloatArray, d: FloatArray) -> float:
+def torsion_of(a: FloatArray, b: FloatArray, c: FloatArray, d: FloatArray) -> float:
     """Torsion a-b-c-d in degrees."""
     first, second, third = b - a, c - b, d - c
     normal, other = np.cross(first, second), np.cross(second, third)
     return float(np.degrees(np.arctan2(np.linalg.norm(second) * first @ other, normal @ other)))
-
-
-@contextmanager
-def _fixed_random_state() -> Iterator[None]:
-    """Modeller displaces new hydrogens with Python's global generator: fix it, and put it back."""
-    state = random.getstate()
-    random.seed(0)
-    try:
-        yield
-    finally:
-        random.setstate(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,10 @@ from openmm_bg.coordinates.internal import Internal
 from openmm_bg.density import FloatArray
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.training.data import TrajectoryData, load_trajectory
+from openmm_bg.training.rare_forms import regular_frames
 
 MINIMUM_FRAMES = 20
+FRAMES_EACH = 5  # frames for each coordinate whose covariance is taken from them
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def prepare(
     generator.to("cpu")  # where all the data fit
     try:
         internal = generator.coordinates.to_internal(torch.as_tensor(positions))
-        kept, warnings = _regular(generator, internal)
+        kept, warnings = regular_frames(generator, positions, internal)
         used = kept.numpy()
         to_learn = used & ~held_out & (frame_weights > 0.0)
         if np.count_nonzero(to_learn) < MINIMUM_FRAMES // 2:
@@ -107,6 +108,7 @@ def prepare(
                 f"out ({np.count_nonzero(held_out)}), those without weight ({np.count_nonzero(frame_weights == 0.0)}) "
                 f"and those of rare forms ({np.count_nonzero(~used)}) are left out. Give more frames of one form."
             )
+        warnings += _check_covariances(generator.flow.n_correlated, int(kept.sum()))
         internal = Internal(*(value[kept] for value in internal))
         generator.features.standardise(internal)
         circular, linear, _ = generator.features.encode(internal)
@@ -133,16 +135,17 @@ def _held_out(n_frames: int, fraction: float) -> np.ndarray:
     return np.asarray((place > 0.5 - fraction / 2) & (place < 0.5 + fraction / 2))
 
 
-def _regular(generator: BoltzmannGenerator, internal: Internal) -> tuple[Tensor, list[str]]:
-    """Frames whose narrow torsions are within 90 degrees of their circular median; and what to tell the user."""
-    torsions = internal.torsions[:, torch.as_tensor(generator.features.linear_torsion_rows)]
-    centre = torch.atan2(torsions.sin().median(0).values, torsions.cos().median(0).values)
-    offset = torch.remainder(torsions - centre + math.pi, 2.0 * math.pi) - math.pi
-    regular = (offset.abs() < 0.5 * math.pi).all(1)
-    dropped = int((~regular).sum())
-    if not dropped:
-        return regular, []
-    return regular, [
-        f"{dropped} of {len(regular)} frames are left out: a cis peptide bond, a mirrored centre or another rare form "
-        "of a torsion that the generator holds rigid. The generator does not propose such forms."
-    ]
+def _check_covariances(n_correlated: int, n_frames: int) -> list[str]:
+    """Raise ValueError unless frames are enough to tell a covariance; warn where they are few."""
+    if n_frames <= n_correlated:
+        raise ValueError(
+            f"The covariance of {n_correlated} coordinates is to be taken from {n_frames} frames; more than "
+            f"{n_correlated} are needed for it to have a meaning, {FRAMES_EACH * n_correlated} for it to be of use. "
+            "Give more frames, or make the generator with a FlowConfig of smaller group_size."
+        )
+    if n_frames < FRAMES_EACH * n_correlated:
+        return [
+            f"The covariance of {n_correlated} coordinates is taken from {n_frames} frames only, which makes it "
+            f"uncertain: {FRAMES_EACH * n_correlated} or more are better."
+        ]
+    return []

@@ -32,7 +32,7 @@ def fit(
     max_seconds: float | None = None,
     validation_fraction: float = 0.1,
     folder: str | PathLike[str] | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[dict[str, Any]], None] = True,
 ) -> TrainingHistory:
     """Fit a generator to a trajectory by maximum likelihood.
 
@@ -55,8 +55,8 @@ def fit(
         Share of each chain that is held out.
     folder : path, optional
         Where a checkpoint is kept; a run that was interrupted (Ctrl-C) goes on from there.
-    progress : bool
-        Whether to show a progress bar.
+    progress : bool or callable
+        Whether to show a progress bar; or called with a dict after every logged step.
 
     Returns
     -------

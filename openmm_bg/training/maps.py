@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from openmm import unit
 
-from openmm_bg.density import FloatArray, LatentDensity, ProposalDensity
+from openmm_bg.density import FloatArray, LatentDensity, ProposalDensity, check_has_density
 from openmm_bg.generator import BoltzmannGenerator
 
 ROUND_TRIP = 1e-4  # nm: how far a configuration may come back from where it started
@@ -134,6 +134,8 @@ def check_same_measure(first: ProposalDensity, second: ProposalDensity) -> None:
 
 
 def _check_same_latents(source: LatentDensity, target: LatentDensity) -> None:
+    for density in (source, target):
+        check_has_density(density, "A map")
     if not (isinstance(source, BoltzmannGenerator) and isinstance(target, BoltzmannGenerator)):
         if source.pose != "absolute":
             raise TypeError(
@@ -141,11 +143,13 @@ def _check_same_latents(source: LatentDensity, target: LatentDensity) -> None:
                 f"{type(target).__name__}."
             )
         return
-    kinds = [(generator.features.n_circular, generator.features.n_linear) for generator in (source, target)]
-    if kinds[0] != kinds[1]:
+    bases = [generator.base for generator in (source, target)]
+    kinds = [(base.n_circles, base.n_normal) for base in bases]
+    if bases[0] != bases[1]:
         raise ValueError(
             f"The source has {kinds[0][0]} rotatable torsions and {kinds[0][1]} other coordinates, the target "
-            f"{kinds[1][0]} and {kinds[1][1]}; a map needs latents of the same kind. Build both generators from the "
+            f"{kinds[1][0]} and {kinds[1][1]}, with concentrations {bases[0].concentration:g} and "
+            f"{bases[1].concentration:g}; a map needs latents of the same kind. Build both generators from the "
             "same System (a generator can be trained for any potential on the same atoms)."
         )
 

@@ -26,7 +26,6 @@ def one_thread_if_small(generator: BoltzmannGenerator) -> Iterator[None]:
 
 def make_optimizer(generator: BoltzmannGenerator) -> torch.optim.Adam:
     """Adam, with the torsions' layers in a group of their own."""
-    torsions = list(generator.flow.torsion_layers.parameters())
-    linear = [*generator.flow.linear_layers.parameters(), *generator.flow.affine.parameters()]
+    torsions, linear = list(generator.flow.torsion_parameters()), list(generator.flow.linear_parameters())
     groups = [{"params": torsions, "torsions": True}, {"params": linear, "torsions": False}]
     return torch.optim.Adam([group for group in groups if group["params"]], lr=1e-3)

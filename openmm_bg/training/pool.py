@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openmm_bg.density import FloatArray
-from openmm_bg.flows import SplineFlow
+from openmm_bg.flows import Flow
 from openmm_bg.generator import BoltzmannGenerator
 
 
@@ -36,7 +36,7 @@ class Pool:
 
 def draw_pool(
     generator: BoltzmannGenerator,
-    wide: SplineFlow,
+    wide: Flow,
     energy: Callable[[FloatArray], FloatArray],
     kt: float,
     size: int,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openmm_bg.density import FloatArray
-from openmm_bg.flows import SplineFlow
+from openmm_bg.flows import Flow
 from openmm_bg.generator import CHUNK, BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.training.checkpoint import Checkpoint
@@ -101,7 +101,7 @@ class Trainer:
         self._pool: Pool | None = None
         self._pool_temperature = self._target
         self._skipped = 0  # steps in a row whose gradient was not finite
-        self._wide: SplineFlow | None = None  # the flow as it was when the first stage with energies began
+        self._wide: Flow | None = None  # the flow as it was when the first stage with energies began
         self._evaluations_before = self._evaluations_elsewhere = 0  # of interrupted runs; of other processes
         self._evaluations_at_start = 0 if potential is None else potential.n_evaluations
         run = {
