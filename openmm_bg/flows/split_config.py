@@ -40,7 +40,7 @@ class SplitConfig:
         For sizes that are not positive, an odd `key_width`, or a range that does not rise.
     """
 
-    torsion_layers: int = 6
+    torsion_layers: int = 4
     torsion_bins: int = 16
     linear_layers: int = 2
     linear_bins: int = 8
