@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from openmm import unit
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.training.data import TrajectoryData, load_trajectory
 
 MINIMUM_FRAMES = 20
+N_BLOCKS = 5  # of time, in each chain
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def prepare(
             f"There are {frame_weights.size} weights for {len(positions)} frames; expected one finite weight >= 0 for "
             "each, not all zero."
         )
-    held_out = np.tile(_held_out(n_frames, validation_fraction), n_chains)
+    held_out = np.tile(held_out_frames(n_frames, validation_fraction), n_chains)
     device = generator.device
     generator.to("cpu")  # where all the data fit
     try:
@@ -126,19 +128,24 @@ def prepare(
     )
 
 
-def _held_out(n_frames: int, fraction: float) -> np.ndarray:
-    """Mask of five blocks, evenly spread over a chain."""
-    n_blocks = 5
-    place = (np.arange(n_frames) / n_frames * n_blocks) % 1.0
+def held_out_frames(n_frames: int, fraction: float) -> NDArray[np.bool_]:
+    """Mask of the frames of a chain that are held out: blocks of time, evenly spread over it."""
+    place = (np.arange(n_frames) / n_frames * N_BLOCKS) % 1.0
     return np.asarray((place > 0.5 - fraction / 2) & (place < 0.5 + fraction / 2))
+
+
+def regular_frames(generator: BoltzmannGenerator, internal: Internal, centre: Tensor) -> Tensor:
+    """Mask of frames whose narrow torsions are within 90 degrees of `centre` (rad): those a generator proposes."""
+    torsions = internal.torsions[:, torch.as_tensor(generator.features.linear_torsion_rows, device=centre.device)]
+    offset = torch.remainder(torsions - centre + math.pi, 2.0 * math.pi) - math.pi
+    return (offset.abs() < 0.5 * math.pi).all(1)
 
 
 def _regular(generator: BoltzmannGenerator, internal: Internal) -> tuple[Tensor, list[str]]:
     """Frames whose narrow torsions are within 90 degrees of their circular median; and what to tell the user."""
     torsions = internal.torsions[:, torch.as_tensor(generator.features.linear_torsion_rows)]
     centre = torch.atan2(torsions.sin().median(0).values, torsions.cos().median(0).values)
-    offset = torch.remainder(torsions - centre + math.pi, 2.0 * math.pi) - math.pi
-    regular = (offset.abs() < 0.5 * math.pi).all(1)
+    regular = regular_frames(generator, internal, centre)
     dropped = int((~regular).sum())
     if not dropped:
         return regular, []

@@ -39,8 +39,9 @@ class Stage:
         out while their effective sample size is below `minimum_ess`.
     w2 : float
         Weight (1/nm) of the W2 between the distances of backbone atoms in fresh samples and in a batch of the data:
-        mean over all pairs of N, CA, C, those of caps included. At the data's own temperature; the samples are those of
-        `reverse_kl` where both are active.
+        mean over pairs of N, CA, C, those of caps included; at the data's own temperature. The samples are those of
+        `reverse_kl` where both are active. `training.wasserstein.backbone_pairs` lists the pairs; of more than 2048,
+        each step takes as many at random.
     temperature : tuple of two of {float, "data", None}
         Temperatures (K) at which the energy losses start and end, reached at three quarters of the stage, 1/T linear;
         "data" is that of the data, None the generator's.

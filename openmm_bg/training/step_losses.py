@@ -18,9 +18,11 @@ from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reve
 from openmm_bg.training.pool import Pool, draw_pool
 from openmm_bg.training.processes import Processes
 from openmm_bg.training.stages import Stage
-from openmm_bg.training.wasserstein import backbone_pairs, distances, wasserstein_2
+from openmm_bg.training.wasserstein import backbone_pairs, distances, w2_baseline, wasserstein_2
 
 CAP = EnergyCap()
+MOST_PAIRS = 2048  # of backbone atoms in a step, drawn from all; sorting more costs more than the flow
+BASELINES = 4  # pairs of batches of the data that are compared
 
 
 class StepLosses:
@@ -127,6 +129,21 @@ class StepLosses:
                     parts["reweighted"] = -stage.reweighted * self._mean(log_prob, stage.batch_size)
         return parts, record
 
+    def w2_baseline(self, stage: Stage) -> float:
+        """W2 (nm) of two batches of the data, on average: what the loss of a perfect generator comes to."""
+        train, weights = self._dataset.train.numpy(), self._dataset.weights.double().numpy()
+        pairs = self._some_pairs(backbone_pairs(self._generator.topology), torch.Generator().manual_seed(0))
+        positions = self._dataset.positions[train]
+        found = w2_baseline(
+            positions,
+            pairs,
+            stage.batch_size,
+            weights=weights[train],
+            n_repeats=BASELINES,
+            rng=np.random.default_rng(0),
+        )
+        return found[0]
+
     def state(self) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         """Plain data and tensors, by part, from which `restore` goes on."""
         numbers = {"energy_mean": self._energy_mean, "pool_temperature": self._pool_temperature}
@@ -194,10 +211,17 @@ class StepLosses:
     def _w2(self, samples: Tensor, stage: Stage) -> Tensor:
         """W2 between the samples of all processes and a batch of frames; here its part by this process's samples."""
         assert self._pairs is not None  # set when the stage began
+        pairs = self._some_pairs(self._pairs, self._rng)
         frames = torch.as_tensor(self._dataset.positions[self._draw_frames(stage.batch_size).numpy()])
-        generated = self._processes.join(distances(samples, self._pairs).T).T
-        w2 = wasserstein_2(generated, distances(self._to_device(frames)[0], self._pairs)).mean()
+        generated = self._processes.join(distances(samples, pairs).T).T
+        w2 = wasserstein_2(generated, distances(self._to_device(frames)[0], pairs)).mean()
         return w2 - (1.0 - 1.0 / self._processes.size) * w2.detach()  # values add up to w2, gradients to its own
+
+    @staticmethod
+    def _some_pairs(pairs: Tensor, rng: torch.Generator) -> Tensor:
+        if len(pairs) <= MOST_PAIRS:
+            return pairs
+        return pairs[torch.randperm(len(pairs), generator=rng)[:MOST_PAIRS].to(pairs.device)]
 
     def _refresh_pool(self, stage: Stage, temperature: float) -> None:
         """Weigh torsions at the present temperature; keep them if the weights are even enough."""

@@ -154,9 +154,10 @@ class Trainer:
             self._evaluate()
         self._count_time()
         self.history.n_energy_evaluations = self._energies.n_evaluations
-        self.history.stages.append(
-            {"name": stage.name, "steps": self._step, "seconds": self._stage_seconds, "stopped_because": reason}
-        )
+        done = {"name": stage.name, "steps": self._step, "seconds": self._stage_seconds, "stopped_because": reason}
+        if stage.w2:
+            done["w2_baseline"] = self._losses.w2_baseline(stage)
+        self.history.stages.append(done)
         self._stage_index, self._step, self._stage_seconds = self._stage_index + 1, 0, 0.0
         self._best, self._since_best = None, 0
         self._norms.clear()
