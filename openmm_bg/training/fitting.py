@@ -210,13 +210,16 @@ def _at_odds(generator: BoltzmannGenerator, data_temperature: float | None, reci
     target = generator.temperature._value
     if generator.config.temperature_range is not None or data_temperature is None:
         return []
-    if math.isclose(data_temperature, target, rel_tol=0.01):
-        return []
-    names = [repr(stage.name) for stage in recipe if (stage.nll or stage.w2) and stage.reverse_kl]
+    mixed = {
+        stage.name: stage.temperature_at(1.0, data_temperature, target)
+        for stage in recipe
+        if (stage.nll or stage.w2) and stage.reverse_kl
+    }
     return [
-        f"Stage {name} fits data of {data_temperature:g} K and energies at other temperatures down to {target:g} K at "
-        "once: the generator ends in between. Give data of its own temperature, or separate the losses."
-        for name in names
+        f"Stage {name!r} fits data of {data_temperature:g} K and energies at {temperature:g} K at once: the generator "
+        "ends in between. Give data of its own temperature, or separate the losses."
+        for name, temperature in mixed.items()
+        if not math.isclose(data_temperature, temperature, rel_tol=0.01)
     ]
 
 
