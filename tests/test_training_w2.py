@@ -14,6 +14,7 @@ from training_fixtures import MOLECULE, frames, plain, untrained
 from openmm_bg.flows import FlowConfig, SplitConfig
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
+from openmm_bg.report import figures
 from openmm_bg.systems import MolecularSystem, peptide
 from openmm_bg.training import Stage, fit, held_out_nll, paper_stages, train
 from openmm_bg.training.data import SimulationCost, TrajectoryData
@@ -266,6 +267,9 @@ def test_every_logged_step_tells_the_gradients_of_its_losses(dipeptide: Molecula
     for step in history.steps:
         assert {"finite", "above_cap", "gradient_norm", "w2_gradient_norm", "reverse_kl_gradient_norm"} <= step.keys()
     assert history.stages[0]["w2_baseline"] > 0.0
+    assert figures.training(history).count('id="axes_') == 3
+    without = [{k: v for k, v in step.items() if not k.endswith("_gradient_norm")} for step in history.steps]
+    assert figures.training(replace(history, steps=without)).count('id="axes_') == 2  # a history of an older version
 
 
 # ---------------------------------------------------------------------------------------- every loss in every generator
