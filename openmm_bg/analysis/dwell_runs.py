@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -62,6 +63,8 @@ class Stay:
     ----------
     start : ndarray, shape (n_atoms, 3)
         nm.
+    index : int
+        Its place among all structures; with the seed it decides the random numbers.
     settled : ndarray, shape (n_atoms, 3), optional
         Minimised, equilibrated, minimised again; None if that failed.
     copies : list of Copy
@@ -71,105 +74,91 @@ class Stay:
     """
 
     start: FloatArray
+    index: int
     settled: FloatArray | None = None
     copies: list[Copy] = field(default_factory=list)
     failure: str = ""
 
 
-def run_stays(
-    system: openmm.System,
-    starts: FloatArray | Sequence[FloatArray],
-    atoms: Indices,
-    dynamics: Dynamics,
-    *,
-    n_copies: int,
-    n_frames: int,
-    platform: str = "auto",
-    folder: Path | None = None,
-    max_seconds: float | None = None,
-    progress: Progress | None = None,
-) -> list[Stay]:
-    """Settle every structure, then watch copies of each.
+class StayRunner:
+    """Settles structures and watches copies of them.
 
     Parameters
     ----------
     system : openmm.System
-    starts : sequence of ndarray, shape (n_atoms, 3)
-        nm; the first has to be a sane one, to time platforms with.
     atoms : ndarray of int
         Those whose deviation counts.
     dynamics : Dynamics
-    n_copies, n_frames : int
-        Copies of each structure, and frames of each copy, `dynamics.stride` steps apart.
+    example : ndarray, shape (n_atoms, 3)
+        A sane structure in nm, to time platforms with.
     platform : str
         "auto" or the name of one.
     folder : path, optional
         What was simulated there from the same structures, System and settings is taken up.
     max_seconds : float, optional
-        No segment begins later than this.
-    progress : callable, optional
-        Called with the steps done and the steps in all.
-
-    Returns
-    -------
-    list of Stay
-        In the order of the starts. A structure that blows up has a `failure`.
+        No segment begins later than this after the runner was made.
     """
-    choice = choose_platform(system, np.asarray(starts[0]), platform, task="dynamics")
-    deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
-    runner = _Runner(system, atoms, dynamics, choice, folder)
-    stays = [runner.read(np.asarray(start, dtype=np.float64)) for start in starts]
-    for index, number, target in _schedule(len(stays), n_copies, n_frames):
-        if time.monotonic() > deadline:
-            break
-        runner.advance(stays[index], index, number, target)
-        if progress is not None:
-            whole = [stay for stay in stays if not stay.failure]
-            done = sum(min(len(copy.deviations), n_frames) for stay in whole for copy in stay.copies[:n_copies])
-            progress(done * dynamics.stride, len(whole) * n_copies * n_frames * dynamics.stride)
-    return stays
-
-
-def _schedule(n_stays: int, n_copies: int, n_frames: int) -> Iterator[tuple[int, int, int]]:
-    """Structure, copy and number of frames that it is to reach; copy -1 stands for settling."""
-    for index in range(n_stays):
-        yield index, -1, 0
-    for part in range(_N_SEGMENTS):
-        for index in range(n_stays):
-            for number in range(n_copies):
-                yield index, number, math.ceil(n_frames * (part + 1) / _N_SEGMENTS)
-
-
-class _Runner:
-    """What all structures share."""
 
     def __init__(
-        self, system: openmm.System, atoms: Indices, dynamics: Dynamics, choice: PlatformChoice, folder: Path | None
+        self,
+        system: openmm.System,
+        atoms: Indices,
+        dynamics: Dynamics,
+        *,
+        example: FloatArray,
+        platform: str = "auto",
+        folder: Path | None = None,
+        max_seconds: float | None = None,
     ) -> None:
-        self.system, self.atoms, self.dynamics, self.choice, self.folder = system, atoms, dynamics, choice, folder
+        self.system, self.atoms, self.dynamics, self.folder = system, atoms, dynamics, folder
+        self.choice: PlatformChoice = choose_platform(system, example, platform, task="dynamics")
+        self._deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
         settings = json.dumps([vars(dynamics), atoms.tolist(), openmm.XmlSerializer.serialize(system)])
         self._digest = sha256(settings.encode())
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def advance(self, stay: Stay, index: int, number: int, n_frames: int) -> None:
-        """Settle a structure (copy -1), or bring a copy of it to a number of frames, and store that."""
-        if stay.failure or (number < 0) != (stay.settled is None):
-            return
+    def settle(self, starts: Sequence[FloatArray]) -> list[Stay]:
+        """Minimise, equilibrate and minimise again each structure (nm); one that blows up has a `failure`."""
+        stays = [self._read(np.asarray(start, dtype=np.float64), index) for index, start in enumerate(starts)]
+        for stay in stays:
+            if stay.settled is None and not stay.failure and time.monotonic() < self._deadline:
+                with self._recorded(stay):
+                    stay.settled = self._settle(stay.start, self._seeds(stay.index, 0, 0))
+        return stays
+
+    def watch(self, stays: Sequence[Stay], n_copies: int, n_frames: int, progress: Progress | None = None) -> None:
+        """Bring copies of settled structures to a number of frames, `dynamics.stride` steps apart, all side by side.
+
+        `progress` is called with the steps done and the steps in all.
+        """
+        for stay, number, target in _schedule(stays, n_copies, n_frames):
+            if time.monotonic() > self._deadline:
+                break
+            if stay.settled is not None and not stay.failure:
+                self._advance(stay, stay.settled, number, target)
+            if progress is not None:
+                whole = [one for one in stays if one.settled is not None and not one.failure]
+                done = sum(min(len(copy.deviations), n_frames) for one in whole for copy in one.copies[:n_copies])
+                progress(done * self.dynamics.stride, len(whole) * n_copies * n_frames * self.dynamics.stride)
+
+    def _advance(self, stay: Stay, settled: FloatArray, number: int, n_frames: int) -> None:
+        if number == len(stay.copies):
+            stay.copies.append(Copy(np.empty(0), settled, np.empty((0, 3))))
+        copy = stay.copies[number]
+        if len(copy.deviations) < n_frames:
+            with self._recorded(stay):
+                self._watch(settled, copy, n_frames, self._seeds(stay.index, number + 1, len(copy.deviations)))
+
+    @contextmanager
+    def _recorded(self, stay: Stay) -> Iterator[None]:
+        """Note a failure of the dynamics, and write the structure's file; on an interrupt the file stays as it was."""
         try:
-            if stay.settled is None:
-                stay.settled = self._settle(stay.start, self._seeds(index, 0, 0))
-            else:
-                if number == len(stay.copies):
-                    stay.copies.append(Copy(np.empty(0), stay.settled, np.empty((0, 3))))
-                copy = stay.copies[number]
-                if len(copy.deviations) >= n_frames:
-                    return
-                self._watch(stay.settled, copy, n_frames, self._seeds(index, number + 1, len(copy.deviations)))
+            yield
         except openmm.OpenMMException as error:
             stay.failure = str(error)
         if self.folder is not None:
-            self.write(stay)
+            self._write(stay)
 
     def _settle(self, start: FloatArray, seeds: tuple[int, int]) -> FloatArray:
         context = self._context(start, seeds[0])
@@ -217,9 +206,9 @@ class _Runner:
         assert self.folder is not None
         return self.folder / f"stay_{digest.hexdigest()[:20]}.safetensors"
 
-    def read(self, start: FloatArray) -> Stay:
+    def _read(self, start: FloatArray, index: int) -> Stay:
         """What the folder holds of a structure, or the structure as it is."""
-        stay = Stay(start)
+        stay = Stay(start, index)
         if self.folder is None or not (path := self._path(start)).exists():
             return stay
         try:
@@ -235,13 +224,21 @@ class _Runner:
             raise ValueError(f"{path} is damaged: {error}. Remove it to simulate this structure anew.") from error
         return stay
 
-    def write(self, stay: Stay) -> None:
+    def _write(self, stay: Stay) -> None:
         """Replace the file of a structure."""
         arrays = {} if stay.settled is None else {"settled": stay.settled}
         for number, copy in enumerate(stay.copies):
             if len(copy.deviations):
                 arrays |= {f"{name}_{number}": np.ascontiguousarray(value) for name, value in vars(copy).items()}
         write_bytes(self._path(stay.start), save(arrays, metadata={"failure": stay.failure}))
+
+
+def _schedule(stays: Sequence[Stay], n_copies: int, n_frames: int) -> Iterator[tuple[Stay, int, int]]:
+    """Structure, copy, and the number of frames that it is to reach next."""
+    for part in range(1, _N_SEGMENTS + 1):
+        for stay in stays:
+            for number in range(n_copies):
+                yield stay, number, math.ceil(n_frames * part / _N_SEGMENTS)
 
 
 def _positions(context: openmm.Context) -> FloatArray:

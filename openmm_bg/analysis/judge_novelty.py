@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import openmm
 from openmm import unit
 
 from openmm_bg.analysis.dwell import DwellTime, dwell_time, positive
-from openmm_bg.analysis.dwell_runs import Dynamics, Stay, run_stays
+from openmm_bg.analysis.dwell_runs import Dynamics, Stay, StayRunner
 from openmm_bg.analysis.novelty import NovelCluster, NovelStructures
 from openmm_bg.analysis.novelty_verdict import Fate, JudgedCluster, NoveltyVerdict
 from openmm_bg.analysis.superposition import Superposed
@@ -23,7 +23,7 @@ from openmm_bg.analysis.thermal import kelvin
 from openmm_bg.density import FloatArray
 
 COMPARABLE = 1.0 / 3.0  # of a known state's dwell time is enough to be called metastable
-_QUANTILE = 0.99  # of the frames in which a known state settles are within the radius
+_QUANTILE = 0.99  # of the frames of a known state that has settled are within the radius
 
 
 def judge_novelty(
@@ -36,7 +36,7 @@ def judge_novelty(
     max_clusters: int = 5,
     n_equilibration_steps: int = 5_000,
     stride: int = 100,
-    sustained: Any = 1.0,
+    sustained: Any = 5.0,
     timestep: Any = 0.002,
     friction: Any = 1.0,
     platform: str = "auto",
@@ -49,7 +49,8 @@ def judge_novelty(
 
     A structure is minimised, equilibrated and minimised again, and copies with fresh velocities start from there. One
     leaves when it deviates from it by more than a radius for a sustained time; the radius is what 99 % of the frames of
-    the typical known state keep to in the time of the equilibration. The verdicts:
+    the typical copy of a known state keep to in a time as long as the equilibration, after it has passed once more. The
+    verdicts:
 
     - "known": relaxing moves the structure by no more than the radius, to a training frame;
     - "transient": relaxing moves it farther, and to a training frame; or its dwell time is below a third of the typical
@@ -78,7 +79,7 @@ def judge_novelty(
     stride : int
         Steps between frames.
     sustained : float or Quantity
-        How long a copy has to be outside to have left (ps).
+        How long a copy has to be outside to have left (ps); longer than the motion within a state takes.
     timestep, friction : float or Quantity
         Of the LangevinMiddleIntegrator (ps, 1/ps).
     platform : str
@@ -125,127 +126,167 @@ def judge_novelty(
             f"n_copies is {n_copies}, max_clusters {max_clusters}, stride {stride}, n_steps {n_steps}; expected 1 or "
             "more of the first three, and steps that are a multiple of the stride"
         )
-    if not n_sustained <= n_steps // stride or not 1 <= n_settling <= n_steps // stride:
+    if not n_sustained <= n_steps // stride or not 2 <= 2 * n_settling <= n_steps // stride:
         raise ValueError(
-            f"n_steps is {n_steps}; expected no fewer than n_equilibration_steps, {n_equilibration_steps}, these no "
-            f"fewer than the stride, {stride}, and no fewer than the {n_sustained * stride} steps of the sustained time"
+            f"n_steps is {n_steps}; expected no fewer than twice the n_equilibration_steps, {n_equilibration_steps}, "
+            f"these no fewer than the stride, {stride}, and no fewer than the {n_sustained * stride} steps of the "
+            "sustained time"
         )
     if not novel.clusters:
         return NoveltyVerdict([], 0, [], None, math.nan, 0.0)
     simulated = novel.clusters[:max_clusters]
-    stays = run_stays(
+    runner = StayRunner(
         system,
-        [*novel.known, *novel.representatives[: len(simulated)]],
         novel.atoms,
         dynamics,
-        n_copies=n_copies,
-        n_frames=n_steps // stride,
+        example=novel.known[0],
         platform=platform,
         folder=None if folder is None else Path(folder),
         max_seconds=max_seconds,
-        progress=progress,
     )
-    judge = _Judge(novel, stays, n_copies, n_settling, interval, n_sustained)
+    stays = runner.settle([*novel.known, *novel.representatives[: len(simulated)]])
+    known, new = stays[: len(novel.known)], stays[len(novel.known) :]
+    places = _places(novel, known, new)
+    runner.watch(
+        [*known, *(place.stay for place in places if not place.near and place.same_as is None)],
+        n_copies,
+        n_steps // stride,
+        progress,
+    )
+    for stay in known:
+        if stay.failure:
+            raise RuntimeError(
+                f"The dynamics of a training frame blew up: {stay.failure}. Use a smaller timestep, and the System "
+                "that the frames are of."
+            )
+    measure = _Measure(known, novel.cutoff, n_copies, n_settling, interval, n_sustained)
+    judged: list[JudgedCluster] = []
+    for cluster, place in zip(simulated, places, strict=True):
+        if place.same_as is None:
+            judged.append(measure.judge(cluster, place))
+        else:
+            judged.append(
+                replace(
+                    judged[place.same_as],
+                    cluster=cluster,
+                    displacement=place.displacement,
+                    deviation=place.deviation,
+                    settled=place.stay.settled,
+                    same_as=simulated[place.same_as].representative,
+                )
+            )
     return NoveltyVerdict(
-        clusters=[judge.cluster(cluster) for cluster in simulated],
+        clusters=judged,
         n_not_simulated=len(novel.clusters) - len(simulated),
-        known=judge.known,
-        reference=judge.reference,
-        radius=judge.radius,
+        known=measure.known,
+        reference=measure.reference,
+        radius=measure.radius,
         watched=(n_steps // stride - n_sustained + 1) * interval,
     )
 
 
-class _Judge:
-    """Known states as the measure of all others; then one cluster after another."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a new structure settled.
+
+    How far in nm from its start and from the nearest training frame, whether that is as near as known states are, and
+    which cluster before it settled there, if any.
+    """
+
+    stay: Stay
+    displacement: float
+    deviation: float
+    near: bool
+    same_as: int | None
+
+
+def _places(novel: NovelStructures, known: list[Stay], new: list[Stay]) -> list[_Place]:
+    def nearest(positions: FloatArray) -> float:
+        return float(Superposed(positions[None], novel.atoms).nearest(novel.training)[0])
+
+    def between(first: FloatArray, second: FloatArray) -> float:
+        one, other = (Superposed(x[None], novel.atoms) for x in (first, second))
+        return float(one.nearest(other)[0])
+
+    settled = [nearest(stay.settled) for stay in known if stay.settled is not None]
+    limit = max(novel.cutoff, statistics.median(settled or [0.0]))
+    found: list[_Place] = []
+    for stay in new:
+        if stay.settled is None:
+            found.append(_Place(stay, math.nan, math.nan, False, None))
+            continue
+        deviation, same_as = nearest(stay.settled), None
+        near = deviation <= limit
+        for index, other in enumerate(found):
+            if near or other.near or other.same_as is not None or other.stay.settled is None:
+                continue
+            if between(stay.settled, other.stay.settled) <= novel.cutoff:
+                same_as = index
+                break
+        found.append(_Place(stay, between(stay.start, stay.settled), deviation, near, same_as))
+    return found
+
+
+class _Measure:
+    """Known states as the measure of all others."""
 
     def __init__(
         self,
-        novel: NovelStructures,
-        stays: list[Stay],
+        known: list[Stay],
+        cutoff: float,
         n_copies: int,
         n_settling: int,
         interval: float,
         n_sustained: int,
     ) -> None:
-        self.novel, self.n_copies, self.interval, self.n_sustained = novel, n_copies, interval, n_sustained
-        known, self._stays = stays[: len(novel.known)], iter(stays[len(novel.known) :])
-        for stay in known:
-            if stay.failure:
-                raise RuntimeError(
-                    f"The dynamics of a training frame blew up: {stay.failure}. Use a smaller timestep, and the System "
-                    "that the frames are of."
-                )
-        self.radius = self._known_radius(known, n_settling)
-        self.known = [self._dwell(stay) for stay in known]
+        self.n_copies, self.interval, self.n_sustained = n_copies, interval, n_sustained
+        self.radius = _radius(known, cutoff, n_settling)
+        self.known = [self.dwell(stay) for stay in known]
         found = [dwell for dwell in self.known if dwell is not None]
         middle = statistics.median_low([dwell.value for dwell in found]) if found else None
-        # Of states that nothing left, the one that was watched least is the typical one.
+        # Of states that no copy left, the one that was watched least.
         self.reference = min((d for d in found if d.value == middle), key=lambda d: d.lower, default=None)
-        settled = [self._nearest(stay.settled) for stay in known if stay.settled is not None]
-        self.nearby = max(novel.cutoff, statistics.median(settled or [0.0]))
-        self._earlier: list[JudgedCluster] = []
 
-    def cluster(self, cluster: NovelCluster) -> JudgedCluster:
-        """Judge the next cluster."""
-        stay = next(self._stays)
-        if stay.settled is None or stay.failure:
-            fate: Fate = "broken" if stay.failure else "undecided"
-            reason = (
-                f"Its dynamics blew up: {stay.failure}" if stay.failure else "It was not simulated in the time given."
-            )
-            return JudgedCluster(cluster, fate, reason, None, math.nan, math.nan, stay.settled)
-        displacement, deviation = self._between(stay.start, stay.settled), self._nearest(stay.settled)
-        dwell = self._dwell(stay)
-        verdict, reason = self._fate(stay, dwell, displacement, deviation)
-        judged = JudgedCluster(cluster, verdict, reason, dwell, displacement, deviation, stay.settled)
-        if verdict in ("known", "broken"):
-            return judged
-        for other in self._earlier:
-            assert other.settled is not None
-            if self._between(stay.settled, other.settled) <= self.novel.cutoff:
-                return replace(judged, same_as=other.cluster.representative)
-        self._earlier.append(judged)
-        return judged
+    def dwell(self, stay: Stay) -> DwellTime | None:
+        """How long the copies of a structure stay; None if they were not watched for long enough to tell."""
+        copies = [copy.deviations for copy in stay.copies[: self.n_copies]]
+        if math.isnan(self.radius) or not any(len(copy) >= self.n_sustained for copy in copies):
+            return None
+        return dwell_time(copies, self.radius, interval=self.interval, n_sustained=self.n_sustained)
 
-    def _fate(self, stay: Stay, dwell: DwellTime | None, displacement: float, deviation: float) -> tuple[Fate, str]:
-        reference = self.reference
-        if np.isnan(self.radius) or reference is None:
-            return "undecided", "The known states were not simulated for long enough to compare with."
-        if deviation <= self.nearby:
-            if displacement <= self.radius:
-                return "known", f"It relaxes by {displacement:.3f} nm to a known state."
-            return "transient", f"It falls into a known state as it relaxes, {displacement:.3f} nm away."
-        if dwell is None:
-            return "undecided", "It was not simulated for long enough."
-        text = f"It relaxes by {displacement:.3f} nm and stays {dwell}; a typical known state {reference}"
+    def judge(self, cluster: NovelCluster, place: _Place) -> JudgedCluster:
+        """Return the verdict on a cluster that settled in a place of its own."""
+        dwell = self.dwell(place.stay)
+        verdict, reason = self._fate(place, dwell)
+        return JudgedCluster(cluster, verdict, reason, dwell, place.displacement, place.deviation, place.stay.settled)
+
+    def _fate(self, place: _Place, dwell: DwellTime | None) -> tuple[Fate, str]:
+        reference, moved = self.reference, f"{place.displacement:.3f} nm"
+        if place.stay.failure:
+            return "broken", f"Its dynamics blew up: {place.stay.failure}"
+        if reference is None or (dwell is None and not place.near):
+            return "undecided", "It or the known states were not simulated for long enough to compare."
+        if place.near and place.displacement <= self.radius:
+            return "known", f"It relaxes by {moved} to a known state."
+        if place.near or dwell is None:
+            return "transient", f"It falls into a known state as it relaxes, {moved} away."
+        text = f"It relaxes by {moved} and stays {dwell}; a typical known state {reference}"
         if dwell.upper < COMPARABLE * reference.lower:
             return "transient", f"{text}."
-        watched = self.interval * max(len(copy.deviations) for copy in stay.copies)
+        watched = self.interval * max(len(copy.deviations) for copy in place.stay.copies)
         if reference.value > watched:
             return "undecided", f"{text}, for longer than copies were watched, {watched:.3g} ps."
         if dwell.lower > COMPARABLE * reference.upper:
             return "metastable", f"{text}."
         return "undecided", f"{text}: too few exits to compare."
 
-    def _dwell(self, stay: Stay) -> DwellTime | None:
-        copies = [copy.deviations for copy in stay.copies[: self.n_copies]]
-        if np.isnan(self.radius) or not any(len(copy) >= self.n_sustained for copy in copies):
-            return None
-        return dwell_time(copies, self.radius, interval=self.interval, n_sustained=self.n_sustained)
 
-    def _known_radius(self, known: list[Stay], n_settling: int) -> float:
-        """Median over known states of how far they stray while they settle, and no less than the cutoff."""
-        strayed = [
-            float(np.quantile(np.concatenate(parts), _QUANTILE))
-            for stay in known
-            if (parts := [c.deviations[:n_settling] for c in stay.copies if len(c.deviations) >= n_settling])
-        ]
-        return max(self.novel.cutoff, statistics.median_low(strayed)) if strayed else math.nan
+def _radius(known: list[Stay], cutoff: float, n_settling: int) -> float:
+    """Median over the copies of how far they stray once they have settled, and no less than the cutoff.
 
-    def _nearest(self, positions: FloatArray) -> float:
-        return float(Superposed(positions[None], self.novel.atoms).nearest(self.novel.training)[0])
-
-    def _between(self, first: FloatArray, second: FloatArray) -> float:
-        one, other = (Superposed(x[None], self.novel.atoms) for x in (first, second))
-        return float(one.nearest(other)[0])
+    The median, since some copies may have left their state by then.
+    """
+    window = slice(n_settling, 2 * n_settling)
+    copies = [copy.deviations for stay in known for copy in stay.copies]
+    strayed = [float(np.quantile(copy[window], _QUANTILE)) for copy in copies if len(copy) >= window.stop]
+    return max(cutoff, statistics.median(strayed)) if strayed else math.nan

@@ -83,7 +83,8 @@ class NoveltyVerdict:
     def sentence(self) -> str:
         """The answer in words; it may be "none"."""
         counts = Counter(judged.verdict for judged in self.clusters if judged.same_as is None)
-        left = f" {self.n_not_simulated} smaller clusters were not simulated." if self.n_not_simulated else ""
+        n_left = self.n_not_simulated
+        left = f" {n_left} smaller cluster{'s were' if n_left > 1 else ' was'} not simulated." if n_left else ""
         if not self.clusters:
             return "None: no generated structure is far from all training frames."
         if counts["metastable"]:
