@@ -198,6 +198,24 @@ def test_samples_are_shared_with_reverse_kl(
     assert drawn == {("reverse_kl",): [8], ("w2",): [8], ("reverse_kl", "w2"): [8]}
 
 
+def test_a_generator_for_many_temperatures_is_compared_at_that_of_the_data(
+    dipeptide: MolecularSystem, data: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = make(dipeptide, temperature_range=(250.0, 500.0))
+    losses = losses_of(generator, data, potential=Stub(lambda x: np.zeros(len(x))))
+    stage = Stage("both", 1, w2=1.0, reverse_kl=1.0, batch_size=8)
+    losses.begin(stage)
+    ratios: list[float] = []
+    decode = generator._decode
+    monkeypatch.setattr(
+        generator, "_decode", lambda z: ratios.append(generator.flow.log_temperature_ratio) or decode(z)
+    )
+    record = losses(stage, 0, 0.0)[1]
+    middle = np.sqrt(250.0 * 500.0)
+    assert ratios == pytest.approx([np.log(record["temperature"] / middle), np.log(300.0 / middle)])
+    assert record["temperature"] != 300.0
+
+
 def test_large_chains_compare_a_random_part_of_their_pairs(
     dipeptide: MolecularSystem, data: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
