@@ -201,7 +201,7 @@ def test_samples_are_shared_with_reverse_kl(
 def test_a_generator_for_many_temperatures_is_compared_at_that_of_the_data(
     dipeptide: MolecularSystem, data: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = make(dipeptide, temperature_range=(250.0, 500.0))
+    generator = make(dipeptide, coordinates="full", temperature_range=(250.0, 500.0))
     losses = losses_of(generator, data, potential=Stub(lambda x: np.zeros(len(x))))
     stage = Stage("both", 1, w2=1.0, reverse_kl=1.0, batch_size=8)
     losses.begin(stage)
