@@ -16,6 +16,7 @@ from scipy.stats import chi2
 
 from openmm_bg.analysis import DwellTime, NoveltyVerdict, dwell_time, find_novel, judge_novelty
 from openmm_bg.analysis.chirality import stereocentres, wrong_hands
+from openmm_bg.analysis.isomers import PeptideBonds
 from openmm_bg.analysis.superposition import Superposed, clusters, superposed_atoms
 from openmm_bg.systems import peptide
 
@@ -246,6 +247,25 @@ def test_stereocentres_are_those_of_chemistry() -> None:
     mirrored = molecule.positions[None] * [1.0, -1.0, 1.0]
     assert wrong_hands(mirrored, molecule.positions[None], molecule.topology) == [6]
     assert wrong_hands(molecule.positions[None], molecule.positions[None], molecule.topology) == [0]
+
+
+def test_turned_peptide_bonds_that_no_frame_has_are_named() -> None:
+    molecule = peptide("ACE-ALA-PRO-NME")
+    bonds = PeptideBonds.of(molecule.positions[None], molecule.topology)
+    assert bonds.names == ("ALA2", "PRO3", "NME4")
+    assert bonds.unseen(molecule.positions) == []
+    atoms = [f"{atom.residue.name}-{atom.name}" for atom in molecule.topology.atoms()]
+    carbon, nitrogen = (molecule.positions[atoms.index(name)] for name in ("ALA-C", "PRO-N"))
+    half_turn = Rotation.from_rotvec(math.pi * (nitrogen - carbon) / np.linalg.norm(nitrogen - carbon))
+    behind = [i for i, name in enumerate(atoms) if name[:3] in ("PRO", "NME")]
+    turned = molecule.positions.copy()
+    turned[behind] = half_turn.apply(turned[behind] - carbon) + carbon
+    assert bonds.unseen(turned) == ["cis peptide bond before PRO3"]
+    both = PeptideBonds.of(np.stack([molecule.positions, turned]), molecule.topology)
+    assert both.unseen(turned) == []
+    assert PeptideBonds.of(turned[None], molecule.topology).unseen(molecule.positions) == [
+        "trans peptide bond before PRO3"
+    ]
 
 
 def test_backbone_is_compared_in_peptides_and_all_heavy_atoms_in_small_molecules() -> None:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openmm
 from openmm import unit
 
-from openmm_bg.analysis.dwell import DwellTime, dwell_time, positive
+from openmm_bg.analysis.dwell import positive
 from openmm_bg.analysis.dwell_runs import Dynamics, Stay, StayRunner
-from openmm_bg.analysis.novelty import NovelCluster, NovelStructures
-from openmm_bg.analysis.novelty_verdict import Fate, JudgedCluster, NoveltyVerdict
-from openmm_bg.analysis.superposition import Superposed
+from openmm_bg.analysis.fates import Measure, longest, places
+from openmm_bg.analysis.novelty import NovelStructures
+from openmm_bg.analysis.novelty_verdict import JudgedCluster, NoveltyVerdict
 from openmm_bg.analysis.thermal import kelvin
-from openmm_bg.density import FloatArray
-
-COMPARABLE = 1.0 / 3.0  # of a known state's dwell time is enough to be called metastable
-_QUANTILE = 0.99  # of the frames of a known state that has settled are within the radius
 
 
 def judge_novelty(
@@ -52,8 +46,9 @@ def judge_novelty(
     the typical copy of a known state keep to in a time as long as the equilibration, after it has passed once more. The
     verdicts:
 
-    - "known": relaxing moves the structure by no more than the radius, to a training frame;
-    - "transient": relaxing moves it farther, and to a training frame; or its dwell time is below a third of the typical
+    - "known": relaxing moves the structure by no more than the radius, to a training frame, or to within the radius of
+      a settled known state;
+    - "transient": relaxing moves it farther, and to the same; or its dwell time is below a third of the typical
       known state's, with the 95 % intervals apart;
     - "metastable": its dwell time is above that, with the intervals apart, and copies were watched for as long as the
       known state stays;
@@ -146,22 +141,18 @@ def judge_novelty(
     )
     stays = runner.settle([*novel.known, *novel.representatives[: len(simulated)]])
     known, new = stays[: len(novel.known)], stays[len(novel.known) :]
-    places = _places(novel, known, new)
+    _refuse_failed(known)
+    settled = places(novel, known, new)
     runner.watch(
-        [*known, *(place.stay for place in places if not place.near and place.same_as is None)],
+        [*known, *(place.stay for place in settled if not place.near and place.same_as is None)],
         n_copies,
         n_steps // stride,
         progress,
     )
-    for stay in known:
-        if stay.failure:
-            raise RuntimeError(
-                f"The dynamics of a training frame blew up: {stay.failure}. Use a smaller timestep, and the System "
-                "that the frames are of."
-            )
-    measure = _Measure(known, novel.cutoff, n_copies, n_settling, interval, n_sustained)
+    _refuse_failed(known)
+    measure = Measure(known, novel, n_copies, n_settling, interval, n_sustained)
     judged: list[JudgedCluster] = []
-    for cluster, place in zip(simulated, places, strict=True):
+    for cluster, place in zip(simulated, settled, strict=True):
         if place.same_as is None:
             judged.append(measure.judge(cluster, place))
         else:
@@ -181,112 +172,14 @@ def judge_novelty(
         known=measure.known,
         reference=measure.reference,
         radius=measure.radius,
-        watched=(n_steps // stride - n_sustained + 1) * interval,
+        watched=max(0, max(longest(stay) for stay in stays) - n_sustained + 1) * interval,
     )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a new structure settled.
-
-    How far in nm from its start and from the nearest training frame, whether that is as near as known states are, and
-    which cluster before it settled there, if any.
-    """
-
-    stay: Stay
-    displacement: float
-    deviation: float
-    near: bool
-    same_as: int | None
-
-
-def _places(novel: NovelStructures, known: list[Stay], new: list[Stay]) -> list[_Place]:
-    def nearest(positions: FloatArray) -> float:
-        return float(Superposed(positions[None], novel.atoms).nearest(novel.training)[0])
-
-    def between(first: FloatArray, second: FloatArray) -> float:
-        one, other = (Superposed(x[None], novel.atoms) for x in (first, second))
-        return float(one.nearest(other)[0])
-
-    settled = [nearest(stay.settled) for stay in known if stay.settled is not None]
-    limit = max(novel.cutoff, statistics.median(settled or [0.0]))
-    found: list[_Place] = []
-    for stay in new:
-        if stay.settled is None:
-            found.append(_Place(stay, math.nan, math.nan, False, None))
-            continue
-        deviation, same_as = nearest(stay.settled), None
-        near = deviation <= limit
-        for index, other in enumerate(found):
-            if near or other.near or other.same_as is not None or other.stay.settled is None:
-                continue
-            if between(stay.settled, other.stay.settled) <= novel.cutoff:
-                same_as = index
-                break
-        found.append(_Place(stay, between(stay.start, stay.settled), deviation, near, same_as))
-    return found
-
-
-class _Measure:
-    """Known states as the measure of all others."""
-
-    def __init__(
-        self,
-        known: list[Stay],
-        cutoff: float,
-        n_copies: int,
-        n_settling: int,
-        interval: float,
-        n_sustained: int,
-    ) -> None:
-        self.n_copies, self.interval, self.n_sustained = n_copies, interval, n_sustained
-        self.radius = _radius(known, cutoff, n_settling)
-        self.known = [self.dwell(stay) for stay in known]
-        found = [dwell for dwell in self.known if dwell is not None]
-        middle = statistics.median_low([dwell.value for dwell in found]) if found else None
-        # Of states that no copy left, the one that was watched least.
-        self.reference = min((d for d in found if d.value == middle), key=lambda d: d.lower, default=None)
-
-    def dwell(self, stay: Stay) -> DwellTime | None:
-        """How long the copies of a structure stay; None if they were not watched for long enough to tell."""
-        copies = [copy.deviations for copy in stay.copies[: self.n_copies]]
-        if math.isnan(self.radius) or not any(len(copy) >= self.n_sustained for copy in copies):
-            return None
-        return dwell_time(copies, self.radius, interval=self.interval, n_sustained=self.n_sustained)
-
-    def judge(self, cluster: NovelCluster, place: _Place) -> JudgedCluster:
-        """Return the verdict on a cluster that settled in a place of its own."""
-        dwell = self.dwell(place.stay)
-        verdict, reason = self._fate(place, dwell)
-        return JudgedCluster(cluster, verdict, reason, dwell, place.displacement, place.deviation, place.stay.settled)
-
-    def _fate(self, place: _Place, dwell: DwellTime | None) -> tuple[Fate, str]:
-        reference, moved = self.reference, f"{place.displacement:.3f} nm"
-        if place.stay.failure:
-            return "broken", f"Its dynamics blew up: {place.stay.failure}"
-        if reference is None or (dwell is None and not place.near):
-            return "undecided", "It or the known states were not simulated for long enough to compare."
-        if place.near and place.displacement <= self.radius:
-            return "known", f"It relaxes by {moved} to a known state."
-        if place.near or dwell is None:
-            return "transient", f"It falls into a known state as it relaxes, {moved} away."
-        text = f"It relaxes by {moved} and stays {dwell}; a typical known state {reference}"
-        if dwell.upper < COMPARABLE * reference.lower:
-            return "transient", f"{text}."
-        watched = self.interval * max(len(copy.deviations) for copy in place.stay.copies)
-        if reference.value > watched:
-            return "undecided", f"{text}, for longer than copies were watched, {watched:.3g} ps."
-        if dwell.lower > COMPARABLE * reference.upper:
-            return "metastable", f"{text}."
-        return "undecided", f"{text}: too few exits to compare."
-
-
-def _radius(known: list[Stay], cutoff: float, n_settling: int) -> float:
-    """Median over the copies of how far they stray once they have settled, and no less than the cutoff.
-
-    The median, since some copies may have left their state by then.
-    """
-    window = slice(n_settling, 2 * n_settling)
-    copies = [copy.deviations for stay in known for copy in stay.copies]
-    strayed = [float(np.quantile(copy[window], _QUANTILE)) for copy in copies if len(copy) >= window.stop]
-    return max(cutoff, statistics.median(strayed)) if strayed else math.nan
+def _refuse_failed(known: list[Stay]) -> None:
+    for stay in known:
+        if stay.failure:
+            raise RuntimeError(
+                f"The dynamics of a training frame blew up: {stay.failure}. Use a smaller timestep, and the System "
+                "that the frames are of."
+            )

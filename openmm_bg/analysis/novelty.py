@@ -12,6 +12,7 @@ from openmm import unit
 
 from openmm_bg.analysis.chirality import wrong_hands
 from openmm_bg.analysis.clashes import clash_counts
+from openmm_bg.analysis.isomers import PeptideBonds
 from openmm_bg.analysis.membership import in_nanometers
 from openmm_bg.analysis.superposition import Indices, Superposed, clusters, superposed_atoms
 from openmm_bg.density import FloatArray
@@ -72,6 +73,8 @@ class NovelStructures:
         All training frames.
     atoms : ndarray of int
         Atoms that are superposed and compared.
+    peptide_bonds : PeptideBonds
+        Whether training frames have them cis or trans.
     """
 
     deviations: FloatArray = field(repr=False)
@@ -84,6 +87,7 @@ class NovelStructures:
     known: FloatArray = field(repr=False)
     training: Superposed = field(repr=False)
     atoms: Indices = field(repr=False)
+    peptide_bonds: PeptideBonds = field(repr=False)
 
     @property
     def n_whole(self) -> int:
@@ -189,6 +193,7 @@ def find_novel(
         known=states,
         training=frames,
         atoms=chosen,
+        peptide_bonds=PeptideBonds.of(sample, topology),
     )
 
 

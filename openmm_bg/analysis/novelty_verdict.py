@@ -32,6 +32,9 @@ class JudgedCluster:
         Deviation in nm of the settled structure from the nearest training frame; NaN if it did not settle.
     settled : ndarray, shape (n_atoms, 3), or None
         The structure, minimised, equilibrated and minimised again, nm.
+    isomers : list of str
+        Peptide bonds of the settled structure that are cis or trans unlike in any training frame. Such a state lives
+        for seconds, and is new in a way that is told in two words.
     same_as : int or None
         Representative of the larger cluster that settles in the same structure, within the cutoff; such a cluster is no
         further state.
@@ -44,6 +47,7 @@ class JudgedCluster:
     displacement: float
     deviation: float
     settled: FloatArray | None = field(repr=False)
+    isomers: list[str] = field(default_factory=list)
     same_as: int | None = None
 
 
@@ -64,7 +68,7 @@ class NoveltyVerdict:
     radius : float
         Deviation in nm from the settled structure beyond which a copy has left; NaN if no known state was simulated.
     watched : float
-        Time in ps for which a copy that stays was watched.
+        The longest time in ps for which a copy that stays was watched.
     """
 
     clusters: list[JudgedCluster]
@@ -89,7 +93,9 @@ class NoveltyVerdict:
             return "None: no generated structure is far from all training frames."
         if counts["metastable"]:
             n = counts["metastable"]
+            n_turned = sum(bool(judged.isomers) for judged in self.metastable)
             answer = f"{n} new metastable state{'s' if n > 1 else ''}"
+            answer += f", {n_turned} by a peptide bond turned unlike in any training frame" if n_turned else ""
         elif counts["undecided"]:
             answer = "None shown so far: no generated structure is known to be both new and metastable"
         else:
