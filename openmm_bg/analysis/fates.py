@@ -16,21 +16,21 @@ from openmm_bg.analysis.superposition import Superposed
 from openmm_bg.density import FloatArray
 
 COMPARABLE = 1.0 / 3.0  # of a known state's dwell time is enough to be called metastable
-_QUANTILE = 0.99  # of the frames of a known state that has settled are within the radius
+_QUANTILE = 0.99  # of the frames of a copy of a known state are within the radius ...
+_SHARE_OF_COPIES = 0.25  # ... in this share of the copies, which surely have not left their state
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a new structure settled.
 
-    How far in nm from its start, from the nearest training frame, and from the nearest settled known state; whether it
-    is as near to training frames as known states are, and which cluster before it settled there, if any.
+    How far in nm from its start and from the nearest training frame, whether that is as near as known states are or it
+    is the structure of one of them, and which cluster before it settled there, if any.
     """
 
     stay: Stay
     displacement: float
     deviation: float
-    from_known: float
     near: bool
     same_as: int | None
 
@@ -50,18 +50,17 @@ def places(novel: NovelStructures, known: list[Stay], new: list[Stay]) -> list[P
     found: list[Place] = []
     for stay in new:
         if stay.settled is None:
-            found.append(Place(stay, math.nan, math.nan, math.nan, False, None))
+            found.append(Place(stay, math.nan, math.nan, False, None))
             continue
         deviation, same_as = nearest(stay.settled), None
-        near = deviation <= limit
+        near = deviation <= limit or any(between(stay.settled, x) <= novel.cutoff for x in settled)
         for index, other in enumerate(found):
             if near or other.near or other.same_as is not None or other.stay.settled is None:
                 continue
             if between(stay.settled, other.stay.settled) <= novel.cutoff:
                 same_as = index
                 break
-        from_known = min((between(stay.settled, x) for x in settled), default=math.inf)
-        found.append(Place(stay, between(stay.start, stay.settled), deviation, from_known, near, same_as))
+        found.append(Place(stay, between(stay.start, stay.settled), deviation, near, same_as))
     return found
 
 
@@ -106,12 +105,11 @@ class Measure:
         reference, moved = self.reference, f"{place.displacement:.3f} nm"
         if place.stay.failure:
             return "broken", f"Its dynamics blew up: {place.stay.failure}"
-        near = place.near or place.from_known <= self.radius
-        if reference is None or (dwell is None and not near):
+        if reference is None or (dwell is None and not place.near):
             return "undecided", "It or the known states were not simulated for long enough to compare."
-        if near and place.displacement <= self.radius:
+        if place.near and place.displacement <= self.radius:
             return "known", f"It relaxes by {moved} to a known state."
-        if near or dwell is None:
+        if place.near or dwell is None:
             return "transient", f"It falls into a known state as it relaxes, {moved} away."
         text = f"It relaxes by {moved} and stays {dwell}; a typical known state {reference}"
         if dwell.upper < COMPARABLE * reference.lower:
@@ -130,11 +128,11 @@ def longest(stay: Stay) -> int:
 
 
 def _radius(known: list[Stay], cutoff: float, n_settling: int) -> float:
-    """Median over the copies of how far they stray once they have settled, and no less than the cutoff.
+    """How far copies stray once they have settled: the lower quartile over the copies, and no less than the cutoff.
 
-    The median, since some copies may have left their state by then.
+    Not their mean, since many copies may have left their state by then.
     """
     window = slice(n_settling, 2 * n_settling)
     copies = [copy.deviations for stay in known for copy in stay.copies]
     strayed = [float(np.quantile(copy[window], _QUANTILE)) for copy in copies if len(copy) >= window.stop]
-    return max(cutoff, statistics.median(strayed)) if strayed else math.nan
+    return max(cutoff, float(np.quantile(strayed, _SHARE_OF_COPIES))) if strayed else math.nan

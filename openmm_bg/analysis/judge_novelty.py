@@ -42,12 +42,12 @@ def judge_novelty(
     """Relax and simulate what is far from the training frames, and the known states beside it.
 
     A structure is minimised, equilibrated and minimised again, and copies with fresh velocities start from there. One
-    leaves when it deviates from it by more than a radius for a sustained time; the radius is what 99 % of the frames of
-    the typical copy of a known state keep to in a time as long as the equilibration, after it has passed once more. The
-    verdicts:
+    leaves when it deviates from it by more than a radius for a sustained time. The radius is what 99 % of the frames of
+    the quarter of the copies of known states that stray least keep to, in a time as long as the equilibration after it
+    has passed once more: the motion within a state. The verdicts:
 
-    - "known": relaxing moves the structure by no more than the radius, to a training frame, or to within the radius of
-      a settled known state;
+    - "known": relaxing moves the structure by no more than the radius, to within the cutoff of a training frame or of a
+      settled known state;
     - "transient": relaxing moves it farther, and to the same; or its dwell time is below a third of the typical
       known state's, with the 95 % intervals apart;
     - "metastable": its dwell time is above that, with the intervals apart, and copies were watched for as long as the
