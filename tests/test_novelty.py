@@ -14,11 +14,20 @@ from openmm import app, unit
 from scipy.spatial.transform import Rotation
 from scipy.stats import chi2
 
-from openmm_bg.analysis import DwellTime, NoveltyVerdict, dwell_time, find_novel, judge_novelty
+from openmm_bg.analysis import (
+    DwellTime,
+    NoveltyVerdict,
+    backbone_pairs,
+    dwell_time,
+    find_novel,
+    judge_novelty,
+    ramachandran_angles,
+)
 from openmm_bg.analysis.chirality import stereocentres, wrong_hands
 from openmm_bg.analysis.isomers import PeptideBonds
 from openmm_bg.analysis.superposition import Superposed, clusters, superposed_atoms
 from openmm_bg.systems import peptide
+from openmm_bg.training.simulate import simulate
 
 KT = 2.494338785445972  # kJ/mol at 300 K
 BOND, ANGLE = 0.153, math.radians(111.0)
@@ -426,3 +435,33 @@ def test_arguments_out_of_range_are_refused() -> None:
         judge_novelty(novel, openmm.System(), 300.0)
     with pytest.raises(ValueError, match="sustained time"):
         judge_novelty(novel, chain_system(KNOWN_WELLS), 300.0, n_steps=1000, n_equilibration_steps=2000)
+
+
+@pytest.mark.slow
+def test_state_of_positive_phi_that_dynamics_did_not_reach_in_alanine_dipeptide_is_metastable() -> None:
+    molecule = peptide("ACE-ALA-NME")
+    training = simulate(molecule, 300.0, n_steps=100_000, stride=100, n_chains=2, platform="Reference", seed=1)
+    frames = training.positions.reshape(-1, molecule.n_atoms, 3)
+    pairs = backbone_pairs(molecule.topology)
+    phi = ramachandran_angles(frames, pairs)[0][:, 0]
+    assert np.all(phi < 0.0)
+    nitrogen, carbon = pairs[0].phi[1:3]
+    behind = [a.index for a in molecule.topology.atoms() if a.index > carbon]
+    turned = frames[::25].copy()
+    for x, angle in zip(turned, math.radians(60.0) - phi[::25], strict=True):
+        axis = x[carbon] - x[nitrogen]
+        rotation = Rotation.from_rotvec(angle * axis / np.linalg.norm(axis))
+        x[behind] = rotation.apply(x[behind] - x[carbon]) + x[carbon]
+    generated = np.concatenate([frames[:50], turned])
+    novel = find_novel(generated, frames, molecule.topology, n_known=1)
+    verdict = judge_novelty(
+        novel, molecule.system, 300.0, n_steps=75_000, n_copies=16, max_clusters=3, platform="Reference", seed=1
+    )
+    (found,) = verdict.metastable
+    phi, psi = np.degrees(ramachandran_angles(found.settled, pairs))
+    assert 40.0 < phi[0] < 80.0
+    assert -60.0 < psi[0] < 60.0
+    assert found.isomers == []
+    assert found.dwell is not None
+    assert verdict.reference is not None
+    assert found.dwell.lower > verdict.reference.value / 3.0
