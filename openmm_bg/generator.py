@@ -25,7 +25,7 @@ from openmm_bg.coordinates.features import Features
 from openmm_bg.coordinates.reference import reference_internal
 from openmm_bg.coordinates.rotatable import rotatable_torsions
 from openmm_bg.density import FloatArray, LatentLabels, Samples, check_has_density
-from openmm_bg.flows import FlowConfig, FlowWithFrozen, SplineFlow, default_config
+from openmm_bg.flows import FlowConfig, FlowWithFrozen, SplineFlow, SplitConfig, SplitFlow, default_config
 from openmm_bg.given import GivenFrozen
 from openmm_bg.molecule import Molecule
 from openmm_bg.reduction import Frozen, Reduction, feature_layout
@@ -57,7 +57,7 @@ class BoltzmannGenerator:
         self,
         molecule: Molecule,
         rotatable: list[int],
-        config: FlowConfig,
+        config: FlowConfig | SplitConfig,
         temperature: float,
         seed: int,
         reduction: Reduction | None = None,
@@ -79,8 +79,12 @@ class BoltzmannGenerator:
         self.features = Features(zmatrix, constraints, is_rotatable)
         self.metric = ConstraintMetric(constraints.pairs, molecule.masses)
         self._log_constraint_jacobian = constraints.log_jacobian
-        layout = feature_layout(self.features, zmatrix, topology, is_rotatable, reduction)
-        generated = SplineFlow(layout.generated(), config, seed)
+        layout = feature_layout(self.features, zmatrix, topology, is_rotatable, reduction, config)
+        generated = (
+            SplineFlow(layout.generated(), config, seed)
+            if isinstance(config, FlowConfig)
+            else SplitFlow(layout.generated(), config, seed)
+        )
         self.flow = FlowWithFrozen(generated, layout) if layout.frozen_linear else generated
         if config.temperature_range is not None:
             self.flow.set_temperature(temperature)
@@ -97,7 +101,7 @@ class BoltzmannGenerator:
         coordinates: Literal["full", "reduced"] = "full",
         frozen: Frozen = "thermal",
         bond_lengths: bool = False,
-        flow: Literal["spline"] | FlowConfig = "spline",
+        flow: Literal["spline", "split"] | FlowConfig | SplitConfig = "spline",
         positions: unit.Quantity | FloatArray | None = None,
         temperature_range: tuple[unit.Quantity | float, unit.Quantity | float] | None = None,
         seed: int | None = None,
@@ -121,8 +125,9 @@ class BoltzmannGenerator:
             are, exactly; the generator has no density of its own. "mean": pictures only.
         bond_lengths : bool
             With "reduced": generate lengths of backbone bonds too.
-        flow : "spline" or FlowConfig
-            "spline" chooses the sizes from the number of degrees of freedom.
+        flow : "spline", "split", FlowConfig or SplitConfig
+            "spline" chooses the sizes from the number of degrees of freedom. "split", for proteins: a channel for the
+            backbone and one for the side chains given it, with gated attention over residues.
         positions : Quantity or array, shape (n_atoms, 3), nm, optional
             A reference structure. It centres the untrained density and fixes its chirality, and is where molecular
             dynamics starts when `train` makes its own data.
@@ -150,11 +155,13 @@ class BoltzmannGenerator:
         zmatrix = build_zmatrix(topology)
         rotatable = np.flatnonzero(rotatable_torsions(zmatrix, system, topology)).tolist()
         if flow == "spline":
-            config = default_config(3 * molecule.n_atoms - 6 - len(molecule.constraints))
-        elif isinstance(flow, FlowConfig):
+            config: FlowConfig | SplitConfig = default_config(3 * molecule.n_atoms - 6 - len(molecule.constraints))
+        elif flow == "split":
+            config = SplitConfig()
+        elif isinstance(flow, FlowConfig | SplitConfig):
             config = flow
         else:
-            raise ValueError(f"flow={flow!r} is unknown; use 'spline' or a FlowConfig.")
+            raise ValueError(f"flow={flow!r} is unknown; use 'spline', 'split', a FlowConfig or a SplitConfig.")
         if temperature_range is not None:
             low, high = temperature_range
             config = replace(config, temperature_range=(_in_kelvin(low), _in_kelvin(high)))
@@ -469,7 +476,7 @@ class BoltzmannGenerator:
         generator = cls(
             Molecule.from_dict(description["molecule"]),
             description["rotatable"],
-            FlowConfig(**description["flow"]),
+            _config_from(description["flow"]),
             description["temperature"],
             description["seed"],
             Reduction(**description["reduction"]) if "reduction" in description else None,
@@ -604,11 +611,15 @@ class BoltzmannGenerator:
         return {
             "molecule": self.molecule.to_dict(),
             "rotatable": self._rotatable,
-            "flow": self.config.to_dict(),
+            "flow": self._config_description(),
             "temperature": self._temperature,
             "seed": self._seed,
             **({} if self.reduction is None else {"reduction": asdict(self.reduction)}),
         }
+
+    def _config_description(self) -> dict[str, Any]:
+        """Plain data of the configuration; that of a spline flow, which was the first, has no name."""
+        return self.config.to_dict() | ({} if isinstance(self.config, FlowConfig) else {"name": "split"})
 
     def _tensors(self) -> dict[str, Tensor]:
         parts = {"features": self.features, "flow": self.flow}
@@ -620,6 +631,12 @@ class BoltzmannGenerator:
         for part, module in {"features": self.features, "flow": self.flow}.items():
             prefix = f"{part}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def _config_from(data: dict[str, Any]) -> FlowConfig | SplitConfig:
+    """Rebuild a configuration from its description."""
+    options = {key: value for key, value in data.items() if key != "name"}
+    return SplitConfig(**options) if data.get("name") == "split" else FlowConfig(**options)
 
 
 def _in_kelvin(temperature: unit.Quantity | float) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from openmm_bg.coordinates import ZMatrix
 from openmm_bg.coordinates.classification import CoordinateKinds, classify
 from openmm_bg.coordinates.features import Features
-from openmm_bg.flows import Layout, Place
+from openmm_bg.flows import FlowConfig, Layout, Place, SplitConfig
 
 Frozen = Literal["thermal", "keep", "mean"]
 
@@ -65,18 +65,19 @@ def feature_layout(
     topology: openmm.app.Topology,
     rotatable: NDArray[np.bool_],
     reduction: Reduction | None,
+    config: FlowConfig | SplitConfig,
 ) -> Layout:
-    """Return where each feature belongs; of a full generator, what is near along the molecule.
+    """Return where each feature belongs; of a full generator with a spline flow, what is near along the molecule.
 
     Raises
     ------
     ValueError
-        If a residue is not one of a protein, so that nothing tells what to freeze.
+        If residues matter and one is not that of a protein.
     """
     circular, linear = features.places(zmatrix)
-    if reduction is None:
+    if reduction is None and isinstance(config, FlowConfig):
         return Layout.of_atoms(circular, linear)
-    kinds = classify(zmatrix, topology, rotatable, bond_lengths=reduction.bond_lengths)
+    kinds = classify(zmatrix, topology, rotatable, bond_lengths=reduction is not None and reduction.bond_lengths)
     chains = [residue.chain.index for residue in topology.residues()]
     parts = ((kinds.bonds, features.free_bonds), (kinds.angles, features.free_angles))
     chosen = [(kind, index) for kind, rows in parts for index in rows]
@@ -92,8 +93,8 @@ def feature_layout(
             for atom, row in zip(circular, features.circular_rows, strict=True)
         ),
         tuple(
-            place(atom, kind, int(index), bool(kind.generated[index]))
+            place(atom, kind, int(index), reduction is None or bool(kind.generated[index]))
             for atom, (kind, index) in zip(linear, chosen, strict=True)
         ),
-        split=True,
+        split=isinstance(config, FlowConfig),
     )

@@ -145,7 +145,7 @@ def _infinite(generator: BoltzmannGenerator, circular: torch.Tensor, linear: tor
 
 
 def test_a_training_whose_gradients_stay_infinite_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openmm_bg.training.trainer.log_likelihood", _infinite)
+    monkeypatch.setattr("openmm_bg.training.step_losses.log_likelihood", _infinite)
     with pytest.raises(ValueError, match="Training diverged in stage 'data'"):
         fit(untrained(), frames(100)[0], max_steps=200, progress=False)
 

@@ -10,18 +10,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from training_fixtures import MOLECULE, frames, untrained
+import training_fixtures
+from openmm import app
+from small_molecules import SmallMolecule
+from training_fixtures import frames, untrained
 
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.training import Stage, train
 from openmm_bg.training.data import SimulationCost, TrajectoryData
 from openmm_bg.training.processes import Processes
 
+
+class WithBackbone(SmallMolecule):
+    """The small molecule with names of backbone atoms, for W2."""
+
+    def topology(self) -> app.Topology:
+        topology = super().topology()
+        for atom, name in zip(topology.atoms(), ("N", "CA", "C"), strict=False):
+            atom.name = name
+        return topology
+
+
+_SAME = {field.name: getattr(training_fixtures.MOLECULE, field.name) for field in fields(SmallMolecule) if field.init}
+MOLECULE = WithBackbone(**_SAME)
 STAGES = (
     Stage("data", 20, nll=1.0, torsion_nll=0.5, batch_size=33, patience=10),  # an odd batch: unequal shares
     Stage(
@@ -30,6 +47,7 @@ STAGES = (
         reverse_kl=1.0,
         conditional_kl=0.5,
         reweighted=0.5,
+        w2=50.0,
         batch_size=36,
         refresh=5,
         pool_size=129,
@@ -42,7 +60,7 @@ def run(folder: Path, mode: str) -> None:
     rank = int(os.environ.get("RANK", "0"))
     positions = frames(400, temperature=400.0, seed=2 if (mode, rank) == ("other data", 1) else 1)[0]
     data = TrajectoryData(positions[None], np.zeros((1, 400)), 400.0, SimulationCost(0.0, 0, "Reference"))
-    generator = untrained(seed=rank)  # the first one's counts
+    generator = untrained(MOLECULE, seed=rank)  # the first one's counts
     records: list[dict[str, Any]] = []
     with SystemPotential(MOLECULE.system(), platform="Reference", n_workers=1) as potential:
         if (mode, rank) == ("failure", 1):

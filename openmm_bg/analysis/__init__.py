@@ -19,6 +19,7 @@ from openmm_bg.analysis.differences import AbsoluteFreeEnergy, FreeEnergyDiffere
 from openmm_bg.analysis.dihedrals import BackbonePair, backbone_pairs, ramachandran_angles, slowest_pair, torsion_angles
 from openmm_bg.analysis.distances import DistanceDistortion, backbone_atoms, distance_distortion, structure_distortion
 from openmm_bg.analysis.divergences import Divergence
+from openmm_bg.analysis.dwell import DwellTime, dwell_time
 from openmm_bg.analysis.energy_quantiles import EnergyComparison, compare_energies, energy_quantiles
 from openmm_bg.analysis.estimate import Estimate, agreement, z_score
 from openmm_bg.analysis.exchange import ExchangeStatistics, exchange_statistics
@@ -26,6 +27,9 @@ from openmm_bg.analysis.find_basins import FoundBasins, find_basins
 from openmm_bg.analysis.fluctuations import Fluctuations, radius_of_gyration, rmsf
 from openmm_bg.analysis.free_energies import free_energy
 from openmm_bg.analysis.free_energy_result import FreeEnergyResult
+from openmm_bg.analysis.judge_novelty import judge_novelty
+from openmm_bg.analysis.novelty import NovelCluster, NovelStructures, find_novel
+from openmm_bg.analysis.novelty_verdict import JudgedCluster, NoveltyVerdict
 from openmm_bg.analysis.population_checks import compare_populations
 from openmm_bg.analysis.population_result import Convergence, Populations
 from openmm_bg.analysis.readers import from_weights, read_multistate, read_replica_exchange, read_u_nk
@@ -59,6 +63,7 @@ __all__ = [
     "Convergence",
     "DistanceDistortion",
     "Divergence",
+    "DwellTime",
     "EnergyComparison",
     "EnergyState",
     "EnsembleComparison",
@@ -71,7 +76,11 @@ __all__ = [
     "FreeEnergyResult",
     "FreeEnergySurface",
     "GeneratorState",
+    "JudgedCluster",
     "Measure",
+    "NovelCluster",
+    "NovelStructures",
+    "NoveltyVerdict",
     "Populations",
     "ReducedEnergies",
     "RotamerRelaxation",
@@ -100,17 +109,20 @@ __all__ = [
     "contact_difference",
     "contact_map",
     "distance_distortion",
+    "dwell_time",
     "effective_sample_size",
     "energy_quantiles",
     "evaluate",
     "exchange_statistics",
     "find_basins",
+    "find_novel",
     "fraction_accepted",
     "free_energy",
     "free_energy_profile",
     "free_energy_surface",
     "from_weights",
     "inverted_counts",
+    "judge_novelty",
     "pareto_k",
     "populations",
     "radius_of_gyration",

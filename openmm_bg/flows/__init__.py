@@ -3,7 +3,19 @@
 from openmm_bg.flows.frozen import FlowWithFrozen
 from openmm_bg.flows.layout import Layout, Place
 from openmm_bg.flows.spline_flow import FlowConfig, SplineFlow, default_config
+from openmm_bg.flows.split_config import SplitConfig
+from openmm_bg.flows.split_flow import SplitFlow
 
-Flow = SplineFlow | FlowWithFrozen
+Flow = SplineFlow | SplitFlow | FlowWithFrozen
 
-__all__ = ["Flow", "FlowConfig", "FlowWithFrozen", "Layout", "Place", "SplineFlow", "default_config"]
+__all__ = [
+    "Flow",
+    "FlowConfig",
+    "FlowWithFrozen",
+    "Layout",
+    "Place",
+    "SplineFlow",
+    "SplitConfig",
+    "SplitFlow",
+    "default_config",
+]

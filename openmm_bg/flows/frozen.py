@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openmm_bg.base import Base
 from openmm_bg.flows.layout import Layout, Place
 from openmm_bg.flows.spline_flow import SplineFlow
+from openmm_bg.flows.split_flow import SplitFlow
 
 _RIDGE = 1e-4  # of each variance, added to it: a covariance of few frames is singular
 
@@ -30,13 +31,13 @@ class FlowWithFrozen(nn.Module):
 
     Parameters
     ----------
-    flow : SplineFlow
+    flow : SplineFlow or SplitFlow
         Of what is generated: made for `layout.generated()`.
     layout : Layout
         Of all features.
     """
 
-    def __init__(self, flow: SplineFlow, layout: Layout) -> None:
+    def __init__(self, flow: SplineFlow | SplitFlow, layout: Layout) -> None:
         super().__init__()
         self.generated = flow
         self.layout = layout

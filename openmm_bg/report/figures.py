@@ -180,12 +180,24 @@ def energy_histogram(results: Results) -> str:
 
 
 def training(history: TrainingHistory) -> str:
-    """Loss and effective sample size over the training's wall time, stage by stage."""
+    """Loss, gradient of each loss and effective sample size over the training's wall time."""
     stages = list(dict.fromkeys(record["stage"] for record in history.steps))
+    suffix = "_gradient_norm"
+    losses_by_name = dict.fromkeys(
+        key.removesuffix(suffix) for record in history.steps for key in record if key.endswith(suffix)
+    )
     palette = ["#0b6bb0", "#c8531c", "#1a8f6b", "#8a5fb0", "#7b6a3a", "#5c6670"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 2.9), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        left, *middle, right = figure.subplots(1, 3 if losses_by_name else 2)
+        for axis in middle:
+            for name in losses_by_name:
+                records = [record for record in history.steps if f"{name}_gradient_norm" in record]
+                norms = [record[f"{name}_gradient_norm"] for record in records]
+                axis.plot([record["seconds"] for record in records], norms, linewidth=1.1, label=name.replace("_", " "))
+            axis.set_yscale("log")
+            axis.set_ylabel("norm of its gradient, before clipping")
+            axis.legend(fontsize=8)
         for index, stage in enumerate(stages):
             records = [record for record in history.steps if record["stage"] == stage]
             seconds, loss = [r["seconds"] for r in records], [r["loss"] for r in records]
@@ -201,6 +213,6 @@ def training(history: TrainingHistory) -> str:
         right.plot(seconds, [record["ess_fraction"] for record in history.evaluations], "o-", color=COLORS[GENERATOR])
         right.set_ylim(0.0, None)
         right.set_ylabel("ESS / N at the final temperature")
-        for axis in (left, right):
+        for axis in (left, *middle, right):
             axis.set_xlabel("wall time (s)")
         return svg(figure)

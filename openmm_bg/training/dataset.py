@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from openmm import unit
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from openmm_bg.training.rare_forms import regular_frames
 
 MINIMUM_FRAMES = 20
 FRAMES_EACH = 5  # frames for each coordinate whose covariance is taken from them
+N_BLOCKS = 5  # of time, in each chain
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def prepare(
             f"There are {frame_weights.size} weights for {len(positions)} frames; expected one finite weight >= 0 for "
             "each, not all zero."
         )
-    held_out = np.tile(_held_out(n_frames, validation_fraction), n_chains)
+    held_out = np.tile(held_out_frames(n_frames, validation_fraction), n_chains)
     device = generator.device
     generator.to("cpu")  # where all the data fit
     try:
@@ -128,10 +130,9 @@ def prepare(
     )
 
 
-def _held_out(n_frames: int, fraction: float) -> np.ndarray:
-    """Mask of five blocks, evenly spread over a chain."""
-    n_blocks = 5
-    place = (np.arange(n_frames) / n_frames * n_blocks) % 1.0
+def held_out_frames(n_frames: int, fraction: float) -> NDArray[np.bool_]:
+    """Mask of the frames of a chain that are held out: blocks of time, evenly spread over it."""
+    place = (np.arange(n_frames) / n_frames * N_BLOCKS) % 1.0
     return np.asarray((place > 0.5 - fraction / 2) & (place < 0.5 + fraction / 2))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openmm_bg.density import FloatArray
 from openmm_bg.generator import BoltzmannGenerator
@@ -13,14 +14,17 @@ from openmm_bg.potentials import SystemPotential
 from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import prepare
 from openmm_bg.training.history import TrainingHistory
+from openmm_bg.training.paper_recipe import paper_stages
 from openmm_bg.training.processes import Processes
 from openmm_bg.training.progress import show_progress
 from openmm_bg.training.simulate import simulate
 from openmm_bg.training.stages import Stage, default_stages
 from openmm_bg.training.trainer import Trainer
+from openmm_bg.training.wasserstein import backbone_pairs
 
 HOT = 700.0  # K; above 800 K peptide bonds turn cis within a nanosecond
 HOT_STEPS, HOT_STRIDE = 600_000, 50
+_RECIPES = {"default": default_stages, "paper": paper_stages}
 
 
 def fit(
@@ -96,7 +100,7 @@ def train(
     potential: SystemPotential,
     *,
     data: Any = None,
-    stages: Sequence[Stage] | None = None,
+    stages: Sequence[Stage] | Literal["default", "paper"] | None = None,
     max_evaluations: int | None = None,
     max_seconds: float | None = None,
     folder: str | PathLike[str] | None = None,
@@ -117,8 +121,9 @@ def train(
     data : as for `fit`, optional
         TrajectoryData carries the temperature it was made at; other frames are taken to be at the generator's. None:
         molecular dynamics at 700 K from the reference structure that `from_system` was given.
-    stages : sequence of Stage, optional
-        The recipe; `default_stages()` by default.
+    stages : sequence of Stage, "default" or "paper", optional
+        The recipe; `default_stages()` by default. "paper": `paper_stages()`, for proteins with data at the generator's
+        temperature.
     max_evaluations : int, optional
         Energy evaluations of training, its own monitoring included. Stages with energy losses end before they would
         exceed it.
@@ -139,7 +144,8 @@ def train(
     ------
     ValueError
         If data are needed and there is neither data nor a reference structure, if data or potential belong to
-        another molecule, or if the folder holds another run.
+        another molecule, if the recipe is unknown or compares backbones of a molecule that has none, or if the folder
+        holds another run.
     OSError
         If the folder cannot be written.
     """
@@ -150,9 +156,14 @@ def train(
         )
     generator.check(potential.system)
     _check_limits(max_seconds, max_evaluations)
-    recipe = default_stages() if stages is None else tuple(stages)
-    if not recipe:
-        raise ValueError("There are no stages to train; give at least one, or None for the default recipe.")
+    recipe = _recipe(stages)
+    if any(stage.w2 for stage in recipe):
+        backbone_pairs(generator.topology)  # there must be some, before anything costs time
+    if data is None and stages == "paper":
+        raise ValueError(
+            "The paper's recipe learns data at the generator's temperature: pass data=..., such as what "
+            "`openmm_bg.training.simulate.simulate` makes. Without data there is the default recipe."
+        )
     processes = Processes.find()
     processes.check_batches(recipe)
     if data is None and processes.size > 1:
@@ -166,6 +177,7 @@ def train(
     if data is None:
         data = _hot_dynamics(generator, potential, root, seed)
     dataset = prepare(generator, data, None, 0.1)
+    dataset.warnings.extend(_at_odds(generator, dataset.temperature, recipe))
     with show_progress(progress if processes.rank == 0 else False) as report:
         return Trainer(
             generator,
@@ -179,6 +191,36 @@ def train(
             report=report,
             processes=processes,
         ).run()
+
+
+def _recipe(stages: Sequence[Stage] | str | None) -> tuple[Stage, ...]:
+    if stages is None:
+        return default_stages()
+    if isinstance(stages, str):
+        if stages not in _RECIPES:
+            raise ValueError(f"stages={stages!r} is no recipe; use {', '.join(map(repr, _RECIPES))} or Stages.")
+        return _RECIPES[stages]()
+    if not stages:
+        raise ValueError("There are no stages to train; give at least one, or None for the default recipe.")
+    return tuple(stages)
+
+
+def _at_odds(generator: BoltzmannGenerator, data_temperature: float | None, recipe: tuple[Stage, ...]) -> list[str]:
+    """Warn of losses in one stage that pull one density towards two temperatures."""
+    target = generator.temperature._value
+    if generator.config.temperature_range is not None or data_temperature is None:
+        return []
+    mixed = {
+        stage.name: stage.temperature_at(1.0, data_temperature, target)
+        for stage in recipe
+        if (stage.nll or stage.w2) and stage.reverse_kl
+    }
+    return [
+        f"Stage {name!r} fits data of {data_temperature:g} K and energies at {temperature:g} K at once: the generator "
+        "ends in between. Give data of its own temperature, or separate the losses."
+        for name, temperature in mixed.items()
+        if not math.isclose(data_temperature, temperature, rel_tol=0.01)
+    ]
 
 
 def _check_limits(max_seconds: float | None, max_evaluations: int | None) -> None:

@@ -18,13 +18,16 @@ class TrainingHistory:
     Attributes
     ----------
     steps : list of dict
-        One record per logged step: step, stage, seconds, loss and its parts, learning_rate, temperature.
+        One record per logged step: step, stage, seconds, temperature; loss and its parts by name, each with its weight;
+        gradient_norm before clipping, and NAME_gradient_norm of each part by itself; where energies are evaluated, the
+        shares of samples with a finite energy (finite) and of those above the cap of the energy (above_cap).
     evaluations : list of dict
         One record per evaluation at the generator's temperature: step, seconds, ess_fraction of n fresh samples, and
         `populations`, a list of {torsion, low, high, generator, reweighted, data} for each well of each rotatable
         torsion: its limits (rad) and the shares of the samples, of the reweighted samples and of the data in it.
     stages : list of dict
-        Name, steps done, seconds and stopping reason of each stage.
+        Name, steps done, seconds and stopping reason of each stage; w2_baseline (nm) of those with that loss: the W2
+        between two batches of the data.
     n_energy_evaluations : int
     seconds : float
         Wall time of training, resumed parts included.

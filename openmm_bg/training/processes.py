@@ -108,6 +108,14 @@ class Processes:
         self._together(dist.all_gather_object, parts, function(rows[self.share(len(rows))]))
         return np.concatenate(parts)
 
+    def join(self, own: Tensor) -> Tensor:
+        """Rows of all processes, in their order; those of the others are constants."""
+        if self.size == 1:
+            return own
+        parts: list[Any] = [None] * self.size
+        self._together(dist.all_gather_object, parts, own.detach().cpu())
+        return torch.cat([own if rank == self.rank else part.to(own.device) for rank, part in enumerate(parts)])
+
     def require_equal(self, names: dict[str, Any]) -> None:
         """Raise ValueError, in every process, if one was given something else than the first.
 

@@ -56,6 +56,13 @@ def regular_frames(
     ]
 
 
+def frames_of_form(generator: BoltzmannGenerator, internal: Internal, centre: Tensor) -> Tensor:
+    """Mask of frames whose narrow torsions are within 90 degrees of `centre` (rad): those a generator proposes."""
+    torsions = internal.torsions[:, torch.as_tensor(generator.features.linear_torsion_rows, device=centre.device)]
+    offset = torch.remainder(torsions - centre + math.pi, 2.0 * math.pi) - math.pi
+    return (offset.abs() < 0.5 * math.pi).all(1)
+
+
 def _reasons(
     generator: BoltzmannGenerator,
     positions: FloatArray,

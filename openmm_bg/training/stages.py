@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 WARM_UP = 50  # steps
+_COSTS = {"nll": 0.35, "torsion_nll": 0.1, "reverse_kl": 0.8, "w2": 0.15, "conditional_kl": 0.2, "reweighted": 0.1}
+_COST_OF_SAMPLES = 0.35  # to be paid by w2 if it has to draw its own
 Temperature = float | Literal["data"] | None
 
 
@@ -35,6 +37,11 @@ class Stage:
         temperature; they come from the generator and from the flow as it was before the first stage with energies.
         It keeps the populations of wells that reverse KL alone would starve. Drawn anew every `refresh` steps and left
         out while their effective sample size is below `minimum_ess`.
+    w2 : float
+        Weight (1/nm) of the W2 between the distances of backbone atoms in fresh samples and in a batch of the data:
+        mean over pairs of N, CA, C, those of caps included; at the data's own temperature. The samples are those of
+        `reverse_kl` where both are active. `training.wasserstein.backbone_pairs` lists the pairs; of more than 2048,
+        each step takes as many at random.
     temperature : tuple of two of {float, "data", None}
         Temperatures (K) at which the energy losses start and end, reached at three quarters of the stage, 1/T linear;
         "data" is that of the data, None the generator's.
@@ -58,6 +65,7 @@ class Stage:
     reverse_kl: float = 0.0
     conditional_kl: float = 0.0
     reweighted: float = 0.0
+    w2: float = 0.0
     temperature: tuple[Temperature, Temperature] = (None, None)
     learning_rate: tuple[float, float] = (2e-3, 2e-3)
     batch_size: int = 256
@@ -71,7 +79,7 @@ class Stage:
             raise ValueError(
                 f"Stage {self.name!r}: steps and refresh must be positive, batch at least 4, pool at least 2."
             )
-        weights = (self.nll, self.torsion_nll, self.reverse_kl, self.conditional_kl, self.reweighted)
+        weights = [getattr(self, loss) for loss in _COSTS]
         if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(f"Stage {self.name!r}: give at least one loss a positive weight, and none a negative one.")
         if not all(0.0 < rate < math.inf for rate in self.learning_rate):
@@ -99,6 +107,17 @@ class Stage:
     def needs_energies(self) -> bool:
         """Whether a loss evaluates the potential energy."""
         return self.reverse_kl + self.conditional_kl + self.reweighted > 0.0
+
+    @property
+    def trains_linear_features(self) -> bool:
+        """Whether there is something to learn for a molecule without rotatable torsions."""
+        return self.nll + self.reverse_kl + self.conditional_kl + self.w2 > 0.0
+
+    @property
+    def step_cost(self) -> float:
+        """What a step costs, relative to those of other stages."""
+        own_samples = _COST_OF_SAMPLES if self.w2 and not self.reverse_kl else 0.0
+        return own_samples + sum(cost for loss, cost in _COSTS.items() if getattr(self, loss))
 
 
 def default_stages(scale: float = 1.0) -> tuple[Stage, ...]:

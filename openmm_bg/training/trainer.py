@@ -1,4 +1,4 @@
-"""The loop that runs stages: losses, schedules, early stopping, evaluations, checkpoints."""
+"""The loop that runs stages: schedules, early stopping, evaluations, checkpoints."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_bg.density import FloatArray
-from openmm_bg.flows import Flow
 from openmm_bg.generator import CHUNK, BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import Dataset
+from openmm_bg.training.energies import Energies
 from openmm_bg.training.history import TrainingHistory
-from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reverse_kl
+from openmm_bg.training.losses import BOLTZMANN, log_likelihood
 from openmm_bg.training.monitor import EVALUATION_SIZE, evaluate
-from openmm_bg.training.optimizer import make_optimizer, one_thread_if_small
-from openmm_bg.training.pool import Pool, draw_pool
+from openmm_bg.training.optimizer import backward, make_optimizer, one_thread_if_small
 from openmm_bg.training.processes import Processes
 from openmm_bg.training.stages import Stage
+from openmm_bg.training.step_losses import StepLosses
 from openmm_bg.training.wells import Wells, starved_wells
 
 Report = Callable[[dict[str, Any]], None]
@@ -36,7 +35,6 @@ Report = Callable[[dict[str, Any]], None]
 LOG_EVERY = 10
 FIRST_CLIP, CLIP_FACTOR = 5.0, 1.5  # of the norm of the gradient; in units of its running median later on
 TORSION_FACTOR = 0.3  # of the learning rate: forces on a torsion move everything behind it
-STEP_COSTS = {"nll": 0.35, "torsion_nll": 0.1, "reverse_kl": 0.8, "conditional_kl": 0.2, "reweighted": 0.1}  # relative
 CHECKPOINT_SECONDS = 20.0
 MOST_SKIPPED = 100
 
@@ -82,7 +80,6 @@ class Trainer:
         self.generator = generator
         self.dataset = dataset
         self.history = TrainingHistory(warnings=list(dataset.warnings))
-        self._potential = potential
         self._stages = stages
         self._max_seconds = max_seconds
         self._max_evaluations = max_evaluations
@@ -95,15 +92,9 @@ class Trainer:
         self._checkpoint = checkpoint
         shares = dataset.weights.numpy().astype(np.float64)
         self._wells = Wells.find(dataset.circular.numpy().astype(np.float64), shares / shares.sum())
-        self._target = generator.temperature._value
-        self._hot = dataset.temperature or self._target
-        self._energy_mean: float | None = None
-        self._pool: Pool | None = None
-        self._pool_temperature = self._target
+        self._energies = Energies(potential, self._processes)
+        self._losses = StepLosses(generator, dataset, self._energies, self._rng, self._processes)
         self._skipped = 0  # steps in a row whose gradient was not finite
-        self._wide: Flow | None = None  # the flow as it was when the first stage with energies began
-        self._evaluations_before = self._evaluations_elsewhere = 0  # of interrupted runs; of other processes
-        self._evaluations_at_start = 0 if potential is None else potential.n_evaluations
         run = {
             "molecule or flow sizes": generator._description(),
             "seed": seed,
@@ -135,9 +126,7 @@ class Trainer:
 
     def _run_stage(self, stage: Stage) -> None:
         budget = self._budget(stage)
-        if stage.needs_energies and self._wide is None:
-            with self.generator._held_at(self._hot):
-                self._wide = copy.deepcopy(self.generator.flow).requires_grad_(False)
+        self._losses.begin(stage)
         saved = time.perf_counter()
         while True:
             self._count_time()
@@ -152,7 +141,7 @@ class Trainer:
             if stage.patience is not None and self._step % (2 * LOG_EVERY) == 0 and len(self.dataset.validation):
                 record["validation"] = self._validate()
             self._count_time()
-            if self._step % LOG_EVERY == 0 or self._step == 1 or "validation" in record:
+            if self._is_logged(self._step):
                 self._log(stage, progress, record)
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 self._save()
@@ -161,13 +150,14 @@ class Trainer:
             self.generator.flow.load_state_dict(self._best[1])
         if not stage.needs_energies:  # gradients of the next losses are of another size
             self._optimizer = make_optimizer(self.generator)
-        if self._potential is not None:
+        if self._energies.are_known:
             self._evaluate()
         self._count_time()
-        self.history.n_energy_evaluations = self._evaluations()
-        self.history.stages.append(
-            {"name": stage.name, "steps": self._step, "seconds": self._stage_seconds, "stopped_because": reason}
-        )
+        self.history.n_energy_evaluations = self._energies.n_evaluations
+        done = {"name": stage.name, "steps": self._step, "seconds": self._stage_seconds, "stopped_because": reason}
+        if stage.w2:
+            done["w2_baseline"] = self._losses.w2_baseline(stage)
+        self.history.stages.append(done)
         self._stage_index, self._step, self._stage_seconds = self._stage_index + 1, 0, 0.0
         self._best, self._since_best = None, 0
         self._norms.clear()
@@ -184,74 +174,28 @@ class Trainer:
             return "the validation loss stopped falling"
         if self._step >= stage.steps:
             return "all steps done"
-        if not self.generator.features.n_circular and not (stage.nll or stage.reverse_kl or stage.conditional_kl):
+        if not self.generator.features.n_circular and not stage.trains_linear_features:
             return "there are no rotatable torsions"
         if progress >= 1.0:
             return "time is up"
-        if stage.needs_energies and not self._affordable(self._cost(stage) + EVALUATION_SIZE):
+        if stage.needs_energies and not self._affordable(self._losses.cost(stage, self._step) + EVALUATION_SIZE):
             return "energy evaluations are used up"
         return None
 
-    def _cost(self, stage: Stage) -> int:
-        """Energy evaluations of the next step."""
-        cost = 0
-        if stage.reverse_kl or stage.conditional_kl:
-            cost += len(self._typical_frames()) if self._energy_mean is None else 0
-        if stage.reverse_kl:
-            cost += stage.batch_size
-        if stage.conditional_kl:
-            cost += stage.batch_size // 4
-        if stage.reweighted and self._step % stage.refresh == 0:
-            cost += stage.pool_size
-        return cost
-
     def _affordable(self, n_evaluations: int) -> bool:
-        return self._max_evaluations is None or self._evaluations() + n_evaluations <= self._max_evaluations
+        return self._max_evaluations is None or self._energies.n_evaluations + n_evaluations <= self._max_evaluations
 
     def _take_step(self, stage: Stage, progress: float) -> dict[str, Any]:
-        temperature = self._temperature(stage, progress)
-        kt = BOLTZMANN * temperature
-        parts: dict[str, Tensor] = {}
-        record: dict[str, Any] = {"temperature": temperature}
-        if stage.nll:
-            rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
-            rows = rows[self._processes.share(len(rows))]
-            features = self._to_device(self.dataset.circular[rows], self.dataset.linear[rows])
-            with self.generator._held_at(self._hot):
-                parts["nll"] = -stage.nll * self._mean(log_likelihood(self.generator, *features), stage.batch_size)
-        if stage.torsion_nll:
-            rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size)]
-            rows = rows[self._processes.share(len(rows))]
-            circular = self._to_device(self.dataset.circular[rows])[0]
-            with self.generator._held_at(self._hot):
-                log_prob = self.generator.flow.torsion_log_prob(circular)
-                parts["torsion_nll"] = -stage.torsion_nll * self._mean(log_prob, stage.batch_size)
-        if stage.reverse_kl or stage.conditional_kl:
-            with self.generator._held_at(temperature):
-                parts |= self._reverse_kl(stage, kt, record)
-        if stage.reweighted:
-            if self._step % stage.refresh == 0:
-                self._pool_temperature = temperature
-                with self.generator._held_at(temperature):
-                    self._refresh_pool(stage, kt)
-            if self._pool is not None:
-                rows = self._draw(self._pool.weights, stage.batch_size)[self._processes.share(stage.batch_size)]
-                with self.generator._held_at(self._pool_temperature):
-                    log_prob = self.generator.flow.torsion_log_prob(self._pool.circular[rows])
-                    parts["reweighted"] = -stage.reweighted * self._mean(log_prob, stage.batch_size)
-        if not parts:
-            return record
-        loss = torch.stack([part.double() for part in parts.values()]).sum()
-        if not loss.requires_grad:  # a molecule without rotatable torsions has no density of them to learn
+        parts, record = self._losses(stage, self._step, progress)
+        if not any(part.requires_grad for part in parts.values()):  # without torsions there is no density of them
             return record
         for group in self._optimizer.param_groups:
             factor = TORSION_FACTOR if group["torsions"] and stage.needs_energies else 1.0
             group["lr"] = factor * stage.learning_rate_at(progress, self._step)
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._processes.sum_gradients(self.generator.flow.parameters())
+        parameters = list(self.generator.flow.parameters())
+        record |= backward(parts, parameters, self._processes, apart=self._is_logged(self._step + 1))
         limit = CLIP_FACTOR * statistics.median(self._norms) if len(self._norms) >= 10 else FIRST_CLIP
-        norm = float(torch.nn.utils.clip_grad_norm_(self.generator.flow.parameters(), limit))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         record["gradient_norm"] = norm
         if math.isfinite(norm):
             self._norms.append(norm)
@@ -264,64 +208,14 @@ class Trainer:
                     f"Training diverged in stage {stage.name!r}: the gradients of {MOST_SKIPPED} steps in a row are "
                     "not finite. Start anew with a lower learning rate, or look at the data and the energies."
                 )
-        losses = self._processes.sum(float(loss.detach()), *(float(part.detach()) for part in parts.values()))
-        return record | dict(zip(("loss", *parts), losses, strict=True))
-
-    def _temperature(self, stage: Stage, progress: float) -> float:
-        """Temperature (K) of the energy losses of a step.
-
-        A temperature-conditioned generator that has arrived at its own is trained for its whole range from there on.
-        """
-        temperature = stage.temperature_at(progress, self._hot, self._target)
-        if self.generator.config.temperature_range is None or temperature != self._target:
-            return temperature
-        low, high = self.generator.config.temperature_range
-        return low * (high / low) ** float(torch.rand((), generator=self._rng))
-
-    def _reverse_kl(self, stage: Stage, kt: float, record: dict[str, Any]) -> dict[str, Tensor]:
-        """Reverse KL of fresh samples, and of samples at torsions of the data; energies in one batch."""
-        generator, positions, share = self.generator, [], self._processes.share
-        if stage.reverse_kl:
-            latent = generator.flow.sample_base(stage.batch_size, self._rng)
-            positions.append(generator._decode(latent[share(len(latent))])[0])
-        if stage.conditional_kl:
-            rows = self.dataset.train[self._draw(self.dataset.weights[self.dataset.train], stage.batch_size // 4)]
-            circular = self._to_device(self.dataset.circular[rows])[0]
-            positions.append(generator._decode_given(circular, self._rng, share(len(rows))))
-        sizes = [len(part) for part in positions]
-        batch = torch.cat(positions)
-        log_prob = generator._path_log_prob(batch)
-        reduced = self._energies()(batch) / kt
-        usable = torch.isfinite(reduced) & torch.isfinite(log_prob)
-        own = [float(part.sum()) for part in usable.split(sizes)]
-        n_finite, n_all, *n_usable = self._processes.sum(float(torch.isfinite(reduced).sum()), len(reduced), *own)
-        self._count_evaluations()
-        record["finite"] = n_finite / n_all
-        # by equipartition, where harmonic energies at this temperature are expected to be
-        mean = (self._mean_energy() - 0.5 * generator.n_dof * (BOLTZMANN * self._hot - kt)) / kt
-        losses = [
-            reverse_kl(own_log_prob, own_reduced, EnergyCap(), mean) * (n / max(n_together, 1.0))
-            for own_log_prob, own_reduced, n, n_together in zip(
-                log_prob.split(sizes), reduced.split(sizes), own, n_usable, strict=True
-            )
-        ]
-        weights = {"reverse_kl": stage.reverse_kl, "conditional_kl": stage.conditional_kl}
-        names = [name for name, weight in weights.items() if weight]
-        return {name: weights[name] * loss for name, loss in zip(names, losses, strict=True)}
-
-    def _refresh_pool(self, stage: Stage, kt: float) -> None:
-        """Weigh torsions at the present temperature; keep them if the weights are even enough."""
-        assert self._wide is not None  # set when the stage began
-        pool = draw_pool(self.generator, self._wide, self._energy, kt, stage.pool_size, self._rng)
-        pool = self._processes.agree(None if pool is None else Pool(pool.circular.cpu(), pool.weights))
-        self._pool = None
-        if pool is not None and pool.ess_fraction >= stage.minimum_ess:
-            self._pool = Pool(pool.circular.to(self.generator.device), pool.weights)
+        losses = self._processes.sum(*(float(part.detach()) for part in parts.values()))
+        return record | {"loss": sum(losses)} | dict(zip(parts, losses, strict=True))
 
     def _evaluate(self) -> None:
         if not self._affordable(EVALUATION_SIZE):
             return
-        found = evaluate(self.generator, self._energy, BOLTZMANN * self._target, self._wells, self._pool, self._rng)
+        kt = BOLTZMANN * self._losses.target
+        found = evaluate(self.generator, self._energies, kt, self._wells, self._losses.pool, self._rng)
         stage = self._stages[self._stage_index].name
         self.history.evaluations.append({"stage": stage, "seconds": self.history.seconds, **found})
 
@@ -338,12 +232,15 @@ class Trainer:
             self.history.warnings = list(dict.fromkeys([*self.history.warnings, *starved]))
         self._save()
 
+    def _is_logged(self, step: int) -> bool:
+        return step % LOG_EVERY == 0 or step == 1
+
     def _log(self, stage: Stage, progress: float, record: dict[str, Any]) -> None:
         if stage.needs_energies and self._step % (20 * LOG_EVERY) == 0:
             self._evaluate()
         full = {"stage": stage.name, "step": self._step, "seconds": self.history.seconds, **record}
         full.setdefault("loss", math.nan)
-        self.history.n_energy_evaluations = self._evaluations()
+        self.history.n_energy_evaluations = self._energies.n_evaluations
         self.history.steps.append(full)
         if self._report is not None:
             latest = self.history.evaluations[-1]["ess_fraction"] if self.history.evaluations else None
@@ -355,15 +252,15 @@ class Trainer:
             return None
         left = max(self._max_seconds - self.history.seconds + self._stage_seconds, 1e-3)
         to_come = self._stages[self._stage_index :]
-        costs = [s.steps * sum(c for loss, c in STEP_COSTS.items() if getattr(s, loss)) for s in to_come]
+        costs = [stage.steps * stage.step_cost for stage in to_come]
         return left * costs[0] / sum(costs)
 
     def _validate(self) -> float:
         """Weighted loss of the held-out frames; the flow is remembered if it has never been lower in this stage."""
-        total, data = 0.0, self.dataset
-        with torch.no_grad(), self.generator._held_at(self._hot):
+        total, data, device = 0.0, self.dataset, self.generator.device
+        with torch.no_grad(), self.generator._held_at(self._losses.hot):
             for rows in data.validation.split(CHUNK):
-                features = self._to_device(data.circular[rows], data.linear[rows])
+                features = (data.circular[rows].to(device), data.linear[rows].to(device))
                 total -= float(data.weights[rows].double() @ log_likelihood(self.generator, *features).cpu())
         loss = self._processes.agree(total / float(data.weights[data.validation].double().sum()))
         if self._best is None or loss < self._best[0]:
@@ -372,47 +269,9 @@ class Trainer:
             self._since_best += 1
         return loss
 
-    def _draw(self, weights: Tensor, n: int) -> Tensor:
-        return torch.multinomial(weights, n, replacement=True, generator=self._rng)
-
-    def _to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.to(self.generator.device) for tensor in tensors)
-
-    def _energies(self) -> SystemPotential:
-        assert self._potential is not None  # checked by train before the first stage
-        return self._potential
-
-    def _mean(self, values: Tensor, n: int) -> Tensor:
-        """What this process's share adds to the mean over a batch of n."""
-        return values.mean() * (len(values) / n)
-
-    def _energy(self, positions: FloatArray) -> FloatArray:
-        """Energies, kJ/mol, of positions that all processes have."""
-        energies = self._processes.evaluate(self._energies().energy, positions)
-        self._count_evaluations()
-        return energies
-
-    def _count_evaluations(self) -> None:
-        own = self._own_evaluations()
-        self._evaluations_elsewhere = round(self._processes.sum(own)[0]) - own
-
-    def _own_evaluations(self) -> int:
-        return 0 if self._potential is None else self._potential.n_evaluations - self._evaluations_at_start
-
-    def _evaluations(self) -> int:
-        return self._evaluations_before + self._own_evaluations() + self._evaluations_elsewhere
-
-    def _mean_energy(self) -> float:
-        if self._energy_mean is None:
-            energies = self._energy(self._typical_frames())
-            self._energy_mean = float(np.median(energies[np.isfinite(energies)]))
-        return self._energy_mean
-
-    def _typical_frames(self) -> FloatArray:
-        return self.dataset.positions[:: max(1, len(self.dataset.positions) // 500)]
-
     def _save(self) -> None:
         if self._checkpoint is not None and self._processes.rank == 0:
+            numbers, tensors = self._losses.state()
             self._checkpoint.write(
                 self.generator,
                 self._optimizer,
@@ -422,18 +281,13 @@ class Trainer:
                     "stage": self._stage_index,
                     "step": self._step,
                     "stage_seconds": self._stage_seconds,
-                    "evaluations": self._evaluations(),
-                    "energy_mean": self._energy_mean,
+                    "evaluations": self._energies.n_evaluations,
                     "norms": list(self._norms),
                     "best_loss": None if self._best is None else self._best[0],
                     "since_best": self._since_best,
-                    "pool_temperature": self._pool_temperature,
+                    **numbers,
                 },
-                {
-                    "best": {} if self._best is None else self._best[1],
-                    "pool": {} if self._pool is None else vars(self._pool),
-                    "wide": {} if self._wide is None else self._wide.state_dict(),
-                },
+                {"best": {} if self._best is None else self._best[1], **tensors},
                 self._run,
             )
 
@@ -449,20 +303,12 @@ class Trainer:
         if self._checkpoint is None or not self._processes.agree(self._checkpoint.exists()):
             return
         self.history, place, tensors = self._checkpoint.read(self.generator, self._optimizer, self._rng, self._run)
-        self._evaluations_before = place["evaluations"]
+        self._energies.before = place["evaluations"]
         self._stage_index, self._step = place["stage"], place["step"]
         self._stage_seconds = place["stage_seconds"]
-        self._energy_mean = place["energy_mean"]
         self._norms.extend(place["norms"])
         self._since_best = place["since_best"]
-        self._pool_temperature = place.get("pool_temperature", self._target)
         if place["best_loss"] is not None:
             self._best = (place["best_loss"], tensors["best"])
-        if tensors["pool"]:
-            pool = tensors["pool"]
-            self._pool = Pool(pool["circular"].to(self.generator.device), pool["weights"])
-        if tensors["wide"]:
-            with self.generator._held_at(self._hot):
-                self._wide = copy.deepcopy(self.generator.flow)
-            self._wide.load_state_dict(tensors["wide"])
+        self._losses.restore(place, tensors)
         self._processes.agree(None)  # nobody writes the checkpoint before all have read it
