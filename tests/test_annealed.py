@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,63 @@ def test_longer_paths_dissipate_less() -> None:
     z, up = target.draw(20_000, rng), np.zeros(20_000, dtype=bool)
     spread = [Annealed(1, n, LatentHMC(0.6), power=1.0).paths(target, z, up, rng).work.std() for n in (1, 4, 16)]
     assert spread[0] > 1.2 * spread[1] > 1.5 * spread[2]
+
+
+# ----------------------------------------------------------------------------------- round trips that do not close
+
+
+class Folded(DifferentiableGaussian):
+    """Latents of what has x > 0 are those of its mirror image in that plane: decoded, it is elsewhere."""
+
+    def to_latent(self, positions: np.ndarray) -> np.ndarray:
+        folded = positions.copy()
+        folded[..., 0] = -np.abs(folded[..., 0])
+        return super().to_latent(folded)
+
+
+class Tilted:
+    """A Gaussian about (0.1, 0, 0) nm, of width 0.1 nm; stands for a Context."""
+
+    centre = np.array([[0.1, 0.0, 0.0]])
+
+    def reduced_potential_and_gradient(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        offset = (positions - self.centre) / 0.1
+        return 0.5 * (offset**2).sum(axis=(1, 2)), offset / 0.1
+
+
+@dataclass(frozen=True)
+class NeverLooksBack(Annealed):
+    """Mutant: takes what the latents decode to for what they came from."""
+
+    def _closed(self, density: Any, current: Any, place: Any, first: Any, last: Any) -> np.ndarray:
+        return np.ones(len(last.z), dtype=bool)
+
+
+def deviation_in_turn_with_random_steps(kernel: Annealed) -> float:
+    """Of x, its square and its sign in a chain of scans, with a step of a random walk that is exact before each."""
+    rng, target, density = np.random.default_rng(4), Tilted(), Folded(np.zeros((1, 3)), 0.16)
+    x, seen, off_support = Tilted.centre, [], []
+    for _ in range(4000):
+        trial = x + 0.08 * rng.standard_normal(x.shape)
+        (u, u_trial), _ = target.reduced_potential_and_gradient(np.stack([x, trial]))
+        x = trial if -rng.standard_exponential() < u - u_trial else x
+        scan = kernel.scan(density, x, lambda positions: positions, target, rng)  # type: ignore[arg-type]
+        off_support.append(scan.start_off_support)
+        assert scan.start_off_support in (x[0, 0] > 0.0, False)
+        x = scan.positions[scan.chain[-1]]
+        seen.append((x[0, 0] - 0.1) / 0.1)
+    assert (np.mean(off_support) > 0.2) == (type(kernel) is Annealed)
+    columns = np.stack([np.array(seen), np.square(seen) - 1.0, np.sign(seen)], -1)
+    return deviation(columns.reshape(40, -1, 3).mean(axis=1))
+
+
+@pytest.mark.parametrize("propagation", [LatentHMC(0.1), LatentLangevin(0.1)], ids=PROPAGATIONS)
+def test_configurations_that_latents_do_not_bring_back_are_neither_left_nor_proposed(propagation: Any) -> None:
+    assert deviation_in_turn_with_random_steps(Annealed(1, 2, propagation, power=1.0)) < 3.5
+
+
+def test_not_looking_back_is_seen_at_eight_sigma() -> None:
+    assert deviation_in_turn_with_random_steps(NeverLooksBack(1, 2, LatentHMC(0.1), power=1.0)) > 8.0
 
 
 # ----------------------------------------------------------------------------------------------------------- pieces

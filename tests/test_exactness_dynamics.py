@@ -29,7 +29,7 @@ KT = kB * TEMPERATURE
 class KeptVelocities(BoltzmannGeneratorMove):
     """Mutant: an accepted configuration goes on with the velocities of the one before."""
 
-    def _refresh_velocities(self, context: openmm.Context, thermodynamic_state: ThermodynamicState) -> None:
+    def _draw_velocities(self, context: openmm.Context, temperature: Any, rng: np.random.Generator) -> None:
         pass
 
 

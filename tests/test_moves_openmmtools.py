@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -80,11 +81,13 @@ def run_oscillators(suite: type, unsampled: bool, kernel: Independence, monkeypa
         return made[-1]
 
     monkeypatch.setattr(mcmc, "MCDisplacementMove", stand_in)
+    level = logging.getLogger().level
     suite.setup_class()
     try:
         suite().run(include_unsampled_states=unsampled)
     finally:
         suite.teardown_class()
+        logging.getLogger().setLevel(level)  # which the suite silences for good
         assert len(made) == 1
 
 
@@ -105,9 +108,7 @@ def test_free_energies_of_oscillators_agree_with_theory(
 
 @pytest.mark.slow
 def test_free_energies_of_oscillators_by_sams_agree_with_theory(monkeypatch: pytest.MonkeyPatch) -> None:
-    suite = test_sampling.TestHarmonicOscillatorsSAMSSampler
-    monkeypatch.setattr(suite, "N_ITERATIONS", 1000)
-    run_oscillators(suite, False, Independence(2), monkeypatch)
+    run_oscillators(test_sampling.TestHarmonicOscillatorsSAMSSampler, False, Independence(2), monkeypatch)
 
 
 @pytest.mark.slow

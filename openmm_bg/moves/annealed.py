@@ -15,6 +15,8 @@ from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Independence, Scan, metropolis_chain
 from openmm_bg.moves.propagation import LatentHMC, LatentPropagation, Latents, LatentTarget
 
+ROUND_TRIP = 1e-4  # nm, standard deviations and rad: how far a round trip through the latents may end from its start
+
 
 @dataclass(frozen=True)
 class AnnealedScan(Scan):
@@ -63,6 +65,11 @@ class Annealed:
     work of raising the levels (and of the integrator), takes the place of the importance weight in `Independence`. The
     current state gets a path too, anew in each scan: the mirror image of such a path, from the state down to the
     generator. All paths of a scan are made as one batch. `n_steps=0` is `Independence`.
+
+    Paths are made in latents, and so a configuration stands for a point of them only if the way there and back ends
+    where it began (to 1e-4). A flow that is bent so strongly that rounding decides may not bring every configuration
+    back; those are off the support: as proposals rejected, as a current state kept. On all others decoding is a
+    bijection, whatever the flow does elsewhere, and the step reversible.
 
     Parameters
     ----------
@@ -155,11 +162,13 @@ class Annealed:
 
         positions = np.concatenate([current[None], last.positions[1:]])
         potential = np.append(first.reduced_potential[0], last.reduced_potential[1:])
-        log_prob = np.append(first.log_prob[0] if on_support else -np.inf, last.log_prob[1:])
+        closed = self._closed(density, current, place, first, last)
+        on_support &= bool(closed[0])
+        log_prob = np.append(first.log_prob[0] if on_support else -np.inf, np.where(closed, last.log_prob, -np.inf)[1:])
         proposed = np.isfinite(positions).all(axis=(1, 2))
         proposed[0] = False
         positions[proposed] = place(positions[proposed])
-        log_weight = np.where(np.isfinite(paths.work), self._log_weight(paths.work), -np.inf)
+        log_weight = np.where(np.isfinite(paths.work) & closed, self._log_weight(paths.work), -np.inf)
         if not on_support or (np.isfinite(first.phi[0]) and not np.isfinite(paths.work[0])):
             log_weight[0] = np.inf  # no path up could have been the mirror image of this one
         return AnnealedScan(
@@ -201,6 +210,27 @@ class Annealed:
                 n_accepted += int(step.accepted.sum())
         n_tried = len(levels) * len(z)
         return LatentPaths(first, latents, work, n_accepted / n_tried if n_tried else 1.0)
+
+    def _closed(
+        self,
+        density: DifferentiableLatentDensity,
+        current: FloatArray,
+        place: Callable[[FloatArray], FloatArray],
+        first: Latents,
+        last: Latents,
+    ) -> NDArray[np.bool_]:
+        """Whether the current state and each proposal, ends of paths, come back from a round trip, shape (K + 1,)."""
+        z = np.concatenate([first.z[:1], last.z[1:]])
+        positions = np.concatenate([first.positions[:1], last.positions[1:]])
+        finite = np.isfinite(positions).all(axis=(1, 2))
+        back = np.full_like(z, np.nan)
+        back[finite] = density.to_latent(positions[finite])
+        offset = back - z
+        circles = offset[:, : density.n_circles]
+        circles[...] = np.remainder(circles + np.pi, 2.0 * np.pi) - np.pi
+        closed: NDArray[np.bool_] = (np.abs(offset) < ROUND_TRIP).all(axis=1)  # False for NaN
+        closed[0] = closed[0] and np.abs(place(positions[:1]) - current).max() < ROUND_TRIP
+        return closed
 
     def _protocol(self, down: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
         """Changes of level, shape (n_steps + 1, n), and the levels of propagation between them, (n_steps, n).

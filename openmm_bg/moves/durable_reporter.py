@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import atexit
 import copy
-import fcntl
 import logging
 import os
 import shutil
+import signal
 import time
 import weakref
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mpiplus
+from openmmtools.mcmc import MCMCMove
 from openmmtools.multistate import MultiStateReporter
 
+from openmm_bg.moves.safe_folder import SafeFolder, Word
+from openmm_bg.moves.state_checks import check_start
+
 _logger = logging.getLogger(__name__)
-_State = Literal["creating", "main", "restoring", "copy", "clean"]  # what is being written
 _WAIT = 600.0  # s; how long an MPI process waits for the first one to repair the storage
 
 
@@ -38,6 +41,9 @@ class DurableReporter(MultiStateReporter):
     can be read without this class once the simulation has ended. The copies are in a folder beside them, `NAME.safe`;
     it may be deleted when the simulation is finished.
 
+    A new storage comes into being when all that it begins with is known, and only if generator moves can be made there:
+    what `check_states` and `check_ranks` refuse is refused before there is a file.
+
     Parameters
     ----------
     storage : str or path
@@ -48,6 +54,8 @@ class DurableReporter(MultiStateReporter):
 
     Raises
     ------
+    ValueError, RuntimeError
+        When a simulation is created: for what `check_states` and `check_ranks` say.
     OSError
         When opened or written to: if the folder cannot be written to, the disk is full, or another process writes to
         the storage. What was stored before is intact.
@@ -59,19 +67,22 @@ class DurableReporter(MultiStateReporter):
     """
 
     _copy: MultiStateReporter | None = None
-    _lock: int | None = None
     _failed = False
     _iteration = 0
+    _new: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # how to open a storage that does not exist yet
+    _moves: list[MCMCMove]
+    _handlers: dict[signal.Signals, Any]
 
     def __init__(self, storage: str | PathLike[str], open_mode: str | None = None, **options: Any) -> None:
         self._calls: list[tuple[str, tuple[Any, ...]]] = []
         self._options = options
+        self._safe = SafeFolder(os.fspath(storage))
         super().__init__(os.fspath(storage), open_mode=open_mode, **options)
 
     @property
     def safe_folder(self) -> Path:
         """Folder of the copies."""
-        return Path(f"{self.filepath}.safe")
+        return self._safe.path
 
     def storage_exists(self, skip_size: bool = False) -> bool:
         """Whether there is a simulation to resume, after repairing it if it crashed."""
@@ -87,34 +98,21 @@ class DurableReporter(MultiStateReporter):
             super().open(mode, *args, **kwargs)
             return
         self._acquire()
-        try:
-            new = mode == "w" or not os.path.exists(self.filepath)
-            if not new:
-                self._repair()
-            self._say("creating" if new else "main")
-            super().open(mode, *args, **kwargs)
-            self.sync()
-            if not new:
-                self._say("copy")
-            options = {**self._options, "checkpoint_storage": os.path.basename(self._storage_paths[1])}
-            duplicate = MultiStateReporter(self._in_safe_folder(self.filepath), **options)
-            duplicate.open(mode, *args, **kwargs)
-            duplicate.sync()
-            if not new:
-                self._say("clean")
-        except (OSError, RuntimeError) as error:
-            self._release()
-            raise self._explained(error, "open") from error
-        self._calls, self._failed, self._copy = [], False, duplicate
-        atexit.register(_close, weakref.ref(self))  # while modules are still there: closing writes
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        if mode == "w":
+            self._calls, self._failed, self._moves, self._new = [], False, [], (args, kwargs)
+            return
+        self._open_files(mode, not os.path.exists(self.filepath), args, kwargs)
 
     def close(self) -> None:
         """Close all files; the storage is clean then, unless writing failed before."""
+        if self._new is not None:
+            self._abandon()
         duplicate, self._copy = self._copy, None
         if duplicate is None:
             super().close()
             return
-        state = self._state()
+        state = self._safe.word
         try:
             super().close()
             if not self._failed and state != "creating":
@@ -125,7 +123,7 @@ class DurableReporter(MultiStateReporter):
         except (OSError, RuntimeError) as error:
             _logger.warning("%s", self._explained(error, "close"))
         finally:
-            self._release()
+            self._safe.release()
 
     def write_thermodynamic_states(self, *args: Any) -> None:
         """Write to both files, as do all methods of this kind."""
@@ -142,6 +140,7 @@ class DurableReporter(MultiStateReporter):
 
     def write_mcmc_moves(self, mcmc_moves: list[Any]) -> None:
         """Write moves and their counts, at checkpoints only: they are what a resumed simulation starts from."""
+        self._moves = mcmc_moves
         if self._calculate_checkpoint_iteration(self._iteration) is not None:
             super().write_mcmc_moves(mcmc_moves)
 
@@ -167,28 +166,85 @@ class DurableReporter(MultiStateReporter):
 
     def write_last_iteration(self, iteration: int) -> None:
         """Declare an iteration complete: first in the storage, then, when that is whole, in its copy."""
+        if self._new is not None:
+            self._create()
         self._write("write_last_iteration", iteration)
         assert self._copy is not None
         try:
             self._repeat(self._copy)
             self._say("clean")
         except (OSError, RuntimeError) as error:
-            self._failed = True
-            raise self._explained(error, "write") from error
+            raise self._given_up(error) from error
+
+    def _open_files(self, mode: str, new: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Open the storage and its copy for writing."""
+        try:
+            if not new:
+                self._repair()
+            self._say("creating" if new else "main")
+            super().open(mode, *args, **kwargs)
+            self.sync()
+            if not new:
+                self._say("copy")
+            options = {**self._options, "checkpoint_storage": os.path.basename(self._storage_paths[1])}
+            duplicate = MultiStateReporter(self._safe.copy_of(self.filepath), **options)
+            duplicate.open(mode, *args, **kwargs)
+            duplicate.sync()
+            if not new:
+                self._say("clean")
+        except (OSError, RuntimeError) as error:
+            self._safe.release()
+            raise self._explained(error, "open") from error
+        self._calls, self._failed, self._copy = [], False, duplicate
+        atexit.register(_close, weakref.ref(self))  # while modules are still there: closing writes
+
+    def _create(self) -> None:
+        """Create the storage and write what was to be written, unless it can not be simulated."""
+        assert self._new is not None
+        first = dict(self._calls)
+        try:
+            check_start(first["write_thermodynamic_states"][0], first["write_sampler_states"][0], self._moves)
+        except (ValueError, RuntimeError):
+            self._abandon()
+            self._end_delays()
+            raise
+        calls, (args, kwargs), self._new = self._calls, self._new, None
+        self._open_files("w", True, args, kwargs)
+        for name, values in calls:
+            self._write(name, *values)
+
+    def _abandon(self) -> None:
+        """Leave nothing of a storage that was not created."""
+        self._new = None
+        self._safe.discard()
 
     def _write(self, name: str, *args: Any) -> None:
+        if self._new is not None:
+            self._calls.append((name, copy.deepcopy(args)))
+            return
         if self._copy is None:
             raise OSError(f"{self.filepath} is not open for writing.")
         if self._failed:
             raise OSError(f"An earlier write to {self.filepath} failed. Restart the simulation from its storage.")
         try:
-            if self._state() == "clean":
+            if self._safe.word == "clean":
                 self._say("main")
             _call(super(), name, args)
         except (OSError, RuntimeError) as error:  # netCDF4 reports a full disk as a RuntimeError
-            self._failed = True
-            raise self._explained(error, "write") from error
+            raise self._given_up(error) from error
         self._calls.append((name, copy.deepcopy(args)))
+
+    def _given_up(self, error: Exception) -> OSError:
+        """What to raise when a write has failed; nothing is written from then on."""
+        self._failed = True
+        self._end_delays()
+        return self._explained(error, "write")
+
+    def _end_delays(self) -> None:
+        """Let Ctrl-C interrupt again: openmmtools holds signals back while it writes, and for good if that fails."""
+        for number, handler in self._handlers.items():
+            if getattr(signal.getsignal(number), "__qualname__", "").startswith("delay_termination."):
+                signal.signal(number, handler)
 
     def _repeat(self, duplicate: MultiStateReporter) -> None:
         """Bring the copy to where the storage is, which is whole."""
@@ -199,8 +255,8 @@ class DurableReporter(MultiStateReporter):
 
     def _repair(self) -> None:
         """Make storage and copy equal again after a crash; nothing if the last writer ended well or is alive."""
-        held = self._lock is not None
-        if self._state() == "clean" or not (held or self._state_file.exists()):
+        held = self._safe.held
+        if self._safe.word == "clean" or not (held or self._safe.has_word):
             return
         mpi = mpiplus.get_mpicomm()
         if not held and mpi is not None and mpi.rank != 0:
@@ -217,23 +273,23 @@ class DurableReporter(MultiStateReporter):
             raise self._explained(error, "repair") from error
         finally:
             if not held:
-                self._release()
+                self._safe.release()
 
     def _restore(self) -> None:
-        paths = [(path, self._in_safe_folder(path)) for path in self._storage_paths]
-        state = self._state()
+        paths = [(path, self._safe.copy_of(path)) for path in self._storage_paths]
+        state = self._safe.word
         if state == "creating":
             _logger.warning("%s was interrupted before its first iteration was stored; starting anew.", self.filepath)
             for path in (path for pair in paths for path in pair):
                 Path(path).unlink(missing_ok=True)
-            self._state_file.unlink()
+            self._safe.forget()
             return
         if state == "main":
             missing = [duplicate for _, duplicate in paths if not os.path.exists(duplicate)]
             if missing:
                 raise OSError(f"it was interrupted while it was written, and its copy is gone: {missing[0]}")
             self._say("restoring")
-        if self._state() == "restoring":
+        if self._safe.word == "restoring":
             _logger.warning("%s was interrupted while it was written; taking its copy.", self.filepath)
             for path, duplicate in paths:
                 if os.path.exists(duplicate):  # else it was moved by a repair that was itself interrupted
@@ -246,50 +302,21 @@ class DurableReporter(MultiStateReporter):
 
     def _wait_until_clean(self) -> None:
         deadline = time.monotonic() + _WAIT
-        while self._state_file.exists() and self._state() != "clean":
+        while self._safe.has_word and self._safe.word != "clean":
             if time.monotonic() > deadline:
                 raise OSError(f"The first MPI process did not repair {self.filepath} within {_WAIT:.0f} s.")
             time.sleep(0.1)
 
-    @property
-    def _state_file(self) -> Path:
-        return self.safe_folder / "state"
-
-    def _state(self) -> str:
-        """What was being written when the last word was left; "copy" of a storage that never had one."""
-        try:
-            return self._state_file.read_text()
-        except FileNotFoundError:
-            return "copy"
-
-    def _say(self, state: _State) -> None:
-        temporary = self._state_file.with_suffix(".part")
-        temporary.write_text(state)
-        os.replace(temporary, self._state_file)
-
-    def _in_safe_folder(self, path: str) -> str:
-        return str(self.safe_folder / os.path.basename(path))
+    def _say(self, word: Word) -> None:
+        self._safe.say(word)
 
     def _acquire(self) -> None:
-        """Become the only writer until this process ends."""
-        lock = -1
         try:
-            self.safe_folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.safe_folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise BlockingIOError(
-                error.errno, f"Another process writes to {self.filepath}. Wait until it ends, or end it."
-            ) from error
+            self._safe.acquire()
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise self._explained(error, "write to") from error
-        self._lock = lock
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def _explained(self, error: Exception, what: str) -> OSError:
         message = (

@@ -175,7 +175,7 @@ class BoltzmannGeneratorMove(GeneratorScans, MCMCMove):
         if scan.moved and isinstance(scan, SolvatedScan) and self._coupled and self._coupled.carry_velocities:
             context.setVelocities(scan.velocities[scan.chain[-1]])
         elif scan.moved or sampler_state.velocities is None:
-            self._refresh_velocities(context, thermodynamic_state)
+            self._draw_velocities(context, thermodynamic_state.temperature, self._random())
         sampler_state.update_from_context(context)
         self.count(scan)
         for observer in _observers:
@@ -261,8 +261,3 @@ class BoltzmannGeneratorMove(GeneratorScans, MCMCMove):
                 self._rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
             self._rng_process = os.getpid()
         return self._rng
-
-    def _refresh_velocities(self, context: openmm.Context, thermodynamic_state: ThermodynamicState) -> None:
-        """Draw Maxwell-Boltzmann velocities at the new positions, projected on the constraints there."""
-        seed = int(self._random().integers(1, MAX_SEED))
-        context.setVelocitiesToTemperature(thermodynamic_state.temperature, seed)

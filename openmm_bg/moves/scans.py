@@ -231,7 +231,9 @@ class GeneratorScans:
             backend = self._torch.setdefault(context, made)
         return TorchEnergies(context, kT, backend)
 
-    def _draw_velocities(self, context: openmm.Context, temperature: float, rng: np.random.Generator) -> None:
+    def _draw_velocities(
+        self, context: openmm.Context, temperature: unit.Quantity | float, rng: np.random.Generator
+    ) -> None:
         """Draw Maxwell-Boltzmann velocities at the present positions, projected on the constraints there."""
         context.setVelocitiesToTemperature(temperature, int(rng.integers(1, MAX_SEED)))
 
