@@ -24,6 +24,7 @@ from benchmarks import (
     replica_exchange,
     replica_exchange_cost,
     splines,
+    split_flow,
 )
 from benchmarks.molecules import Options
 from benchmarks.table import Table, describe, write
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "coordinates": coordinates.run,
     "splines": splines.run,
     "generator": flow.run,
+    "split-flow": split_flow.run,
     "energies": energies.run,
     "move": move.run,
     "replica-exchange": replica_exchange_cost.run,

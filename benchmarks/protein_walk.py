@@ -173,12 +173,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
     notes = [
         f"Villin HP35, {result['n_atoms']} atoms, {TEMPERATURE:g} K, GBSA-OBC, {1000 * TIMESTEP:g} fs, both chains on "
         f"{result['platform']}, in turns of {TURN:g} s.",
-        f"Acceptance in production, with the steps that {tuning.n_scans} scans of equilibration found and fixed (global "
-        f"step {tuning.step[0]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of the equilibration: "
+        f"Acceptance in production, with the steps that {tuning.n_scans} scans of equilibration found and fixed "
+        f"(global step {tuning.step[0]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of the equilibration: "
         + ", ".join(f"{kind} {value:.1%}" for kind, value in zip(tuning.kinds, tuning.acceptance, strict=True))
         + ".",
-        f"Independence proposals: {independence['n_accepted']} of {independence['n_proposed']} accepted; the best of them "
-        f"was {-independence['best_log_weight_less_current']:,.0f} kT short of the current state.",
+        f"Independence proposals: {independence['n_accepted']} of {independence['n_proposed']} accepted; the best of "
+        f"them was {-independence['best_log_weight_less_current']:,.0f} kT short of the current state.",
         f"Mean energies differ by {difference:.1f} +- {error:.1f} kJ/mol. Populations of the chi1 rotamers of residues "
         f"that both chains resolve differ by {_root_mean_square(z):.2f} standard errors (root mean square of {len(z)}, "
         f"largest {max(map(abs, z), default=0.0):.1f}).",
@@ -195,8 +195,8 @@ def _inputs(run: Path | None, scratch: Path, quick: bool) -> tuple[MolecularSyst
         return molecule, BoltzmannGenerator.load(folder.generator_file, system=molecule.system)
     molecule = villin(hydrogen_mass=HYDROGEN_MASS)
     data = simulate(
-        molecule, HOT, n_steps=100 if quick else 60_000, stride=5 if quick else 50, timestep=TIMESTEP, friction=FRICTION,
-        n_equilibration_steps=50 if quick else 5000, minimized=True, seed=1, folder=scratch,
+        molecule, HOT, n_steps=100 if quick else 60_000, stride=5 if quick else 50, timestep=TIMESTEP,
+        friction=FRICTION, n_equilibration_steps=50 if quick else 5000, minimized=True, seed=1, folder=scratch,
     )  # fmt: skip
     generator = BoltzmannGenerator.from_system(
         molecule.system, molecule.topology, TEMPERATURE, coordinates="reduced", frozen="keep",
@@ -259,7 +259,7 @@ def _pooled(chi: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.
 
 
 def _z_score(chi: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
-    """Difference of the population of the most populated rotamer in standard errors; None where a chain is too short."""
+    """Difference of the most populated rotamer's population in standard errors; None where a chain is too short."""
     relaxations: list[RotamerRelaxation] = [rotamer_relaxation(angles) for angles in (chi, other)]
     if any(relaxation.status != "resolved" for relaxation in relaxations):
         return None

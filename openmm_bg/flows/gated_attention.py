@@ -66,7 +66,7 @@ class GatedAttention(nn.Module):
         self.attention = sizes.attention
         self.norm_scale, self.norm_shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.weight_in = uniform((sum(self._parts), width), width, generator)
-        self.bias_in = uniform((sum(self._parts),), width, generator)
+        self.bias_in = nn.Parameter(torch.zeros(sum(self._parts)))
         self.weight_out = uniform((width, inner), inner, generator)
         if not sizes.attention:
             return
@@ -150,12 +150,14 @@ class ResidueNetwork(nn.Module):
         states = torch.baddbmm(self.embedding, self.weight, entering).permute(2, 0, 1).contiguous()
         if self.weight_context is not None and context is not None:
             states = states + linear(context, self.weight_context)
-        out: Tensor = self.unit(states)
-        return out
+        # scores squared grow fast with the weights: what leaves is normalised, or it would bend splines without bound
+        return layer_norm(self.unit(states), states.shape[-1:])
 
 
 class ResidueHeads(nn.Module):
     """States of residues to numbers for rows, by a layer of each residue's own that starts at zero.
+
+    States are scaled by one over the root of their width, so that a learning rate means the same at every width.
 
     Parameters
     ----------
@@ -182,7 +184,7 @@ class ResidueHeads(nn.Module):
     def forward(self, states: Tensor, dtype: torch.dtype) -> Tensor:
         """Shape (n, residues, width) to (n_parameters, sum of outputs, n), rows of the residues in order."""
         states = states.permute(1, 2, 0).index_select(0, self._used)
-        out = torch.bmm(self.weight, states).unflatten(1, (self._n_parameters, -1))
+        out = torch.bmm(self.weight / math.sqrt(self.weight.shape[2]), states).unflatten(1, (self._n_parameters, -1))
         return out.transpose(0, 1).flatten(1, 2).index_select(1, self._valid).to(dtype)
 
 
@@ -198,5 +200,5 @@ def rotary_frequencies(width: int) -> Tensor:
 
 
 def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:
-    """Weights between -1 and 1 over the root of the number of inputs."""
-    return nn.Parameter((2.0 * torch.rand(*shape, generator=generator) - 1.0) / math.sqrt(max(fan_in, 1)))
+    """Weights that give outputs the variance of the inputs: smaller ones leave next to nothing of squared scores."""
+    return nn.Parameter((2.0 * torch.rand(*shape, generator=generator) - 1.0) * math.sqrt(3.0 / max(fan_in, 1)))

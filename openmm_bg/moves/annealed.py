@@ -213,7 +213,7 @@ class Annealed:
 
     def _closed(
         self,
-        density: DifferentiableLatentDensity,
+        density: DifferentiableLatentProposals,
         current: FloatArray,
         place: Callable[[FloatArray], FloatArray],
         first: Latents,
