@@ -174,7 +174,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         f"Villin HP35, {result['n_atoms']} atoms, {TEMPERATURE:g} K, GBSA-OBC, {1000 * TIMESTEP:g} fs, both chains on "
         f"{result['platform']}, in turns of {TURN:g} s.",
         f"Acceptance in production, with the steps that {tuning.n_scans} scans of equilibration found and fixed "
-        f"(global step {tuning.step[0]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of the equilibration: "
+        f"(global step {tuning.step[0]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of it: "
         + ", ".join(f"{kind} {value:.1%}" for kind, value in zip(tuning.kinds, tuning.acceptance, strict=True))
         + ".",
         f"Independence proposals: {independence['n_accepted']} of {independence['n_proposed']} accepted; the best of "

@@ -43,12 +43,8 @@ def chain(
     return Layout(tuple(circular[::-1]), tuple(linear[1::2] + linear[::2]), split)
 
 
-def atoms(places: tuple[Place, ...]) -> list[int]:
-    return [place.atom for place in places]
-
-
 def spline(layout: Layout, config: FlowConfig) -> Callable[[int], Flow]:
-    return lambda seed: SplineFlow(atoms(layout.circular), atoms(layout.linear), config, seed)
+    return lambda seed: SplineFlow(layout, config, seed)
 
 
 def split(layout: Layout, config: SplitConfig) -> Callable[[int], Flow]:

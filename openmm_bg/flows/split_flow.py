@@ -77,6 +77,12 @@ class SplitFlow(nn.Module):
         """Where each latent belongs."""
         return (*self.layout.circular, *self.layout.linear)
 
+    @property
+    def n_correlated(self) -> int:
+        """Largest number of linear features whose covariance is taken from data in full."""
+        sizes = [size for stack in self.linear_stacks if isinstance(stack, LinearStack) for size in stack.affine.sizes]
+        return max(sizes, default=0)
+
     def torsion_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the density of the torsions."""
         return self.torsion_stacks.parameters()

@@ -250,7 +250,7 @@ def known_backend(name: str) -> EnergySource:
     """Return the name of a source of energies, or raise ValueError."""
     for known in get_args(EnergySource):
         if name == known:
-            return known  # type: ignore[no-any-return]
+            return known
     raise ValueError(f"Unknown energies {name!r}; expected one of {', '.join(map(repr, get_args(EnergySource)))}.")
 
 
