@@ -9,7 +9,6 @@ from openmm_bg.flows.split_flow import SplitFlow
 Flow = SplineFlow | SplitFlow | FlowWithFrozen
 
 __all__ = [
-    "Flow",
     "FlowConfig",
     "FlowWithFrozen",
     "Layout",
