@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -22,6 +23,7 @@ from openmm_bg.moves.kernel import restored_kernel
 from openmm_bg.report import RunFolder, write_report
 from openmm_bg.report.records import Chain
 from openmm_bg.report.side_chains import shown_torsion, side_chain_speed
+from openmm_bg.report.walk_checks import _energies_agree, _rotamers_agree
 from openmm_bg.systems import MolecularSystem, peptide
 from openmm_bg.training.data import TrajectoryData
 
@@ -200,6 +202,10 @@ def test_the_walk_is_tuned_before_the_chain_and_fixed(walked) -> None:
     counts = folder.phases["sample"]["by_kind"]
     assert sum(tried for _, tried in counts.values()) == chain.proposed.sum()
     assert sum(taken for taken, _ in counts.values()) == chain.accepted.sum()
+    # Velocities are drawn anew at each scan: the chain has a short timestep, dynamics alone that of the data.
+    asked = folder.asked("sample")
+    assert (asked["timestep"], asked["friction"]) == (0.002, 5.0)
+    assert "at 4 fs" in folder.phases["langevin"]["remark"]
     assert set(counts) == {"side_chain", "backbone", "independence"}
 
 
@@ -241,6 +247,7 @@ def test_a_walk_goes_on_with_the_steps_it_began_with(walked, tmp_path) -> None:
     assert len(Chain.load(path / "chain.npz")) > n_before
     assert RunFolder.open(path).phases["tune"] == before
     assert "kernel 'walk' (asked for: 'independence')" in refused("sample", path, *WALK, "--kernel", "independence")
+    assert "timestep 0.002 (asked for: 0.001)" in refused("sample", path, *WALK, "--timestep", "1")
     folder = RunFolder.open(path)
     folder.restart_phase("tune")
     assert "does not say with which steps" in refused("sample", path, "--seconds", "8", *WALK[2:], "--part", "chain")
@@ -291,6 +298,31 @@ def test_a_torsion_that_never_moved_is_not_called_fast() -> None:
     value, _, upper = speed.median_gain
     assert np.isnan(value)
     assert upper < 1.0
+
+
+def test_rotamers_and_energies_that_differ_from_dynamics_are_bad_and_equal_ones_are_not() -> None:
+    def skewed(seed: int, stays: float) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        state = np.zeros(20_000, dtype=int)
+        for i in range(1, len(state)):
+            leaves = 0.05 if state[i - 1] else 0.05 * stays
+            state[i] = state[i - 1] ^ (rng.random() < leaves)
+        return np.where(state, np.pi, -np.pi / 3)[:, None] + 0.1 * rng.standard_normal((len(state), 1))
+
+    def energetic(seed: int, mean: float) -> Chain:
+        chain = chain_of(skewed(seed, 1.0), 100.0)
+        return dataclasses.replace(chain, energy=mean + np.random.default_rng(seed).standard_normal(len(chain)))
+
+    def status_of_rotamers(stays: float) -> str:
+        first, second = chain_of(skewed(1, 1.0), 100.0), chain_of(skewed(2, stays), 100.0)
+        speed = side_chain_speed(first, second, ["LEU1"])
+        assert speed is not None
+        return _rotamers_agree(first, second, speed).status
+
+    assert status_of_rotamers(1.0) == "good"
+    assert status_of_rotamers(2.0) == "bad"
+    assert _energies_agree(energetic(1, 0.0), energetic(2, 0.0)).status == "good"
+    assert _energies_agree(energetic(1, 0.0), energetic(2, 0.1)).status == "bad"
 
 
 def test_the_torsion_that_is_shown_moved_a_few_times_and_is_the_slowest_of_those(leucine) -> None:
