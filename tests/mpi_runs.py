@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,12 @@ if __name__ == "__main__":
     parser.add_argument("--fail", default="", choices=["", "move", "exit"])
     parser.add_argument("--replicas", type=int, default=len(TEMPERATURES))
     arguments = parser.parse_args()
-    check_ranks(arguments.replicas)
+    try:
+        check_ranks(arguments.replicas)
+    except ValueError:
+        traceback.print_exc()
+        time.sleep(2.0)  # the first process to end takes the others with it, and what mpiexec has not yet passed on
+        raise
     if arguments.fail == "exit" and mpiplus.get_mpicomm().rank == 1:
         sys.exit("The second process ends itself.")
     for name in arguments.samplers:

@@ -726,5 +726,5 @@ def test_energies_in_torch_follow_the_parameters_of_the_context() -> None:
 
 
 def test_unknown_energies_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected 'openmm' or 'torch'"):
+    with pytest.raises(ValueError, match="expected one of 'openmm', 'torch', 'compiled'"):
         BoltzmannGeneratorMove(GaussianDensity(np.zeros((1, 3)), 0.1), energies="cuda")  # type: ignore[arg-type]

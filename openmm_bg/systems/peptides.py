@@ -40,6 +40,7 @@ def peptide(
     forcefield: app.ForceField | Sequence[str] | str = DEFAULT_FORCEFIELD,
     constraints: Any = app.HBonds,
     hydrogen_mass: unit.Quantity | float | None = None,
+    minimized: bool = True,
 ) -> MolecularSystem:
     """Build a peptide from its sequence: all L, all trans, extended, minimised; the same at every call.
 
@@ -55,6 +56,8 @@ def peptide(
         Which bonds are rigid.
     hydrogen_mass : Quantity or float, optional
         Mass of hydrogens (amu), taken from the heavy atoms they are bonded to.
+    minimized : bool
+        False leaves the built structure as it is; minimising a long chain takes minutes.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def peptide(
     """
     residues = parse_sequence(sequence)
     topology, positions = heavy_atoms(residues, [_extended(name) for name in residues])
-    return finish(residues, topology, positions, forcefield, constraints, hydrogen_mass)
+    return finish(residues, topology, positions, forcefield, constraints, hydrogen_mass, minimized)
 
 
 def finish(
@@ -78,14 +81,15 @@ def finish(
     forcefield: app.ForceField | Sequence[str] | str,
     constraints: Any,
     hydrogen_mass: unit.Quantity | float | None,
+    minimized: bool = True,
 ) -> MolecularSystem:
-    """Add hydrogens to the heavy atoms of a chain (nm), parametrise it, and minimise its energy."""
+    """Add hydrogens to the heavy atoms of a chain (nm), parametrise it, and minimise its energy if `minimized`."""
     field = load_forcefield(forcefield)
     variants = [name if name in _VARIANTS else None for name in residues]
     complete, with_hydrogens = add_hydrogens(field, topology, positions * unit.nanometer, variants)
     system = create_system(field, complete, constraints=constraints, hydrogen_mass=hydrogen_mass)
     start = np.array(with_hydrogens.value_in_unit(unit.nanometer), dtype=np.float64)
-    return MolecularSystem(system, complete, minimize(system, start))
+    return MolecularSystem(system, complete, minimize(system, start) if minimized else start)
 
 
 def parse_sequence(sequence: str) -> list[str]:
