@@ -4,7 +4,9 @@ python -m benchmarks.protein_walk [--run FOLDER] [--seconds S] [--quick] [--outp
 
 Both chains start from one structure and get the same wall time, in turns, on the platform that is fastest for the
 dynamics. FOLDER is a run of `openmm-bg demo --system villin` (its System, data and generator); without one, data and
-generator are made here.
+generator are made here, in two rounds: dynamics, a generator that is shown other rotamers too, a walk with it that
+visits them, and a generator of both. Langevin dynamics alone has the long timestep and the low friction that are best
+for it; that between scans has a shorter one (docs: proteins, "Velocities").
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openmm
@@ -29,6 +31,7 @@ from openmm_bg.analysis.dihedrals import torsion_angles
 from openmm_bg.analysis.rotamers import RotamerRelaxation, assign_rotamers, relaxation_quantile, rotamer_relaxation
 from openmm_bg.analysis.side_chains import side_chain_torsions
 from openmm_bg.analysis.timeseries import statistical_inefficiency
+from openmm_bg.density import FloatArray
 from openmm_bg.files import write_bytes
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.moves import (
@@ -44,13 +47,20 @@ from openmm_bg.report.run_folder import RunFolder
 from openmm_bg.systems import MolecularSystem, villin
 from openmm_bg.training.simulate import simulate
 
-TEMPERATURE, HOT = 300.0, 420.0  # K
-TIMESTEP, FRICTION = 0.004, 1.0  # ps, 1/ps; hydrogens have 3 amu
+TEMPERATURE, HOT, WARM = 300.0, 420.0, 400.0  # K; of the chains, of dynamics to train on, of a walk to train on
+TIMESTEP, FRICTION = 0.004, 1.0  # ps, 1/ps, of Langevin dynamics alone; hydrogens have 3 amu
+WALK_TIMESTEP, WALK_FRICTION = 0.002, 5.0  # ps, 1/ps, of that between scans
 HYDROGEN_MASS = 3.0
 EQUILIBRATION = 10_000  # steps, after minimisation
 TURN = 20.0  # s
-KERNEL = LatentWalk(n_proposals=100, blocks=("global", "side_chain"), step={"global": 0.02}, fraction_independence=0.02)
+KERNEL = LatentWalk(
+    n_proposals=128, blocks=("side_chain", "backbone"), shares=(0.9, 0.1), step={"backbone": 0.05},
+    fraction_independence=0.01,
+)  # fmt: skip
 INTERVAL = 50  # steps between two scans, and between two frames of Langevin dynamics alone
+TUNING_SCANS = 200
+JUMPS = 0.3  # probability of another rotamer in a frame to train on
+STATES_KEPT = 32  # every so many of a scan, to train on
 
 
 @dataclass
@@ -90,13 +100,16 @@ def compare(molecule: MolecularSystem, generator: BoltzmannGenerator, seconds: f
         torsion for torsion in side_chain_torsions(molecule.topology) if torsion.name == "chi1" and not torsion.in_ring
     ]
     choice = choose_platform(molecule.system, molecule.positions, task="dynamics")
-    walk, alone = Chain(_simulation(molecule, choice, 1)), Chain(_simulation(molecule, choice, 2))
+    walk = Chain(_simulation(molecule, choice, TEMPERATURE, WALK_TIMESTEP, WALK_FRICTION, 1))
+    alone = Chain(_simulation(molecule, choice, TEMPERATURE, TIMESTEP, FRICTION, 2))
     _equilibrate(walk.simulation, molecule, 200 if quick else EQUILIBRATION)
     state = walk.simulation.context.getState(positions=True, velocities=True)
     alone.simulation.context.setState(state)
-    sampling = BoltzmannGeneratorSampling(walk.simulation, generator, INTERVAL, kernel=KERNEL, seed=3)
+    sampling = BoltzmannGeneratorSampling(
+        walk.simulation, generator, INTERVAL, kernel=KERNEL, energies=_energies(choice), seed=3
+    )
     begin = time.perf_counter()
-    tuning = tune_in_simulation(sampling, n_scans=10 if quick else 100)
+    tuning = tune_in_simulation(sampling, n_scans=10 if quick else TUNING_SCANS)
     tuned = time.perf_counter() - begin
     acceptance = AcceptanceByKind()
     n_evaluations = 0
@@ -116,7 +129,12 @@ def compare(molecule: MolecularSystem, generator: BoltzmannGenerator, seconds: f
             _record(alone, torsions)
         alone.seconds += time.perf_counter() - begin
     independence = BoltzmannGeneratorSampling(
-        walk.simulation, generator, INTERVAL, kernel=Independence(8 if quick else 500), seed=4
+        walk.simulation,
+        generator,
+        INTERVAL,
+        kernel=Independence(8 if quick else 500),
+        energies=_energies(choice),
+        seed=4,
     )
     independence.step(INTERVAL)
     assert independence.last_scan is not None
@@ -124,6 +142,7 @@ def compare(molecule: MolecularSystem, generator: BoltzmannGenerator, seconds: f
     return {
         "machine": machine(),
         "platform": str(choice),
+        "energies": _energies(choice),
         "n_atoms": generator.n_atoms,
         "tuning": asdict(tuning),
         "tuning_seconds": tuned,
@@ -153,7 +172,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             {
                 "chain": name,
                 "wall time / s": found["seconds"],
-                "ns": found["n_steps"] * TIMESTEP / 1000.0,
+                "ns": found["n_steps"] * (WALK_TIMESTEP if key == "walk" else TIMESTEP) / 1000.0,
                 "frames": found["n_frames"],
                 "chi1 relaxation, median / s": median[0],
                 "between": f"{median[1]:.3g} and {median[2]:.3g}",
@@ -171,10 +190,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
     error = float(np.hypot(energies["walk"][1], energies["langevin"][1]))
     z = [value for value in result["walk"]["z_scores"] if value is not None]
     notes = [
-        f"Villin HP35, {result['n_atoms']} atoms, {TEMPERATURE:g} K, GBSA-OBC, {1000 * TIMESTEP:g} fs, both chains on "
-        f"{result['platform']}, in turns of {TURN:g} s.",
+        f"Villin HP35, {result['n_atoms']} atoms, {TEMPERATURE:g} K, GBSA-OBC, in turns of {TURN:g} s; dynamics on "
+        f"{result['platform']}, alone at {1000 * TIMESTEP:g} fs and {FRICTION:g}/ps, between scans at "
+        f"{1000 * WALK_TIMESTEP:g} fs and {WALK_FRICTION:g}/ps; energies of the proposals: {result['energies']}.",
         f"Acceptance in production, with the steps that {tuning.n_scans} scans of equilibration found and fixed "
-        f"(global step {tuning.step[0]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of it: "
+        f"(backbone step {tuning.step[1]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of it: "
         + ", ".join(f"{kind} {value:.1%}" for kind, value in zip(tuning.kinds, tuning.acceptance, strict=True))
         + ".",
         f"Independence proposals: {independence['n_accepted']} of {independence['n_proposed']} accepted; the best of "
@@ -198,16 +218,48 @@ def _inputs(run: Path | None, scratch: Path, quick: bool) -> tuple[MolecularSyst
         molecule, HOT, n_steps=100 if quick else 60_000, stride=5 if quick else 50, timestep=TIMESTEP,
         friction=FRICTION, n_equilibration_steps=50 if quick else 5000, minimized=True, seed=1, folder=scratch,
     )  # fmt: skip
+    frames = data.positions.reshape(-1, *molecule.positions.shape)
+    first = _fitted(molecule, frames, quick)
+    walked = _walked(MolecularSystem(molecule.system, molecule.topology, frames[-1]), first, 2 if quick else 200)
+    return molecule, _fitted(molecule, np.concatenate([frames, walked]), quick)
+
+
+def _fitted(molecule: MolecularSystem, frames: FloatArray, quick: bool) -> BoltzmannGenerator:
     generator = BoltzmannGenerator.from_system(
         molecule.system, molecule.topology, TEMPERATURE, coordinates="reduced", frozen="keep",
         positions=molecule.positions, seed=1,
     )  # fmt: skip
-    generator.fit(data, max_steps=2 if quick else 400, progress=False)
-    return molecule, generator
+    generator.fit(frames, max_steps=4 if quick else 1500, rotamer_jumps=JUMPS, progress=False)
+    return generator
 
 
-def _simulation(molecule: MolecularSystem, choice: PlatformChoice, seed: int) -> app.Simulation:
-    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, FRICTION, TIMESTEP)
+def _walked(molecule: MolecularSystem, generator: BoltzmannGenerator, n_scans: int) -> FloatArray:
+    """States of a walk of side chains in turn with dynamics, to train on."""
+    choice = choose_platform(molecule.system, molecule.positions, task="dynamics")
+    simulation = _simulation(molecule, choice, WARM, WALK_TIMESTEP, WALK_FRICTION, 5)
+    simulation.context.setPositions(molecule.positions)
+    simulation.context.setVelocitiesToTemperature(WARM, 6)
+    kernel = LatentWalk(n_proposals=KERNEL.n_proposals, blocks=["side_chain"], fraction_independence=0.0)
+    sampling = BoltzmannGeneratorSampling(
+        simulation, generator, INTERVAL, kernel=kernel, energies=_energies(choice), seed=7
+    )
+    kept = []
+    for _ in range(n_scans):
+        sampling.step(INTERVAL)
+        assert sampling.last_scan is not None
+        kept.append(sampling.last_scan.positions[sampling.last_scan.chain[STATES_KEPT - 1 :: STATES_KEPT]])
+    return np.concatenate(kept)
+
+
+def _energies(choice: PlatformChoice) -> Literal["openmm", "compiled"]:
+    """Where energies of many proposals are fastest."""
+    return "openmm" if choice.is_gpu else "compiled"
+
+
+def _simulation(
+    molecule: MolecularSystem, choice: PlatformChoice, temperature: float, timestep: float, friction: float, seed: int
+) -> app.Simulation:
+    integrator = openmm.LangevinMiddleIntegrator(temperature, friction, timestep)
     integrator.setRandomNumberSeed(seed)
     platform = openmm.Platform.getPlatformByName(choice.name)
     return app.Simulation(molecule.topology, molecule.system, integrator, platform, choice.properties)

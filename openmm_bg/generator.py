@@ -495,6 +495,7 @@ class BoltzmannGenerator:
         max_steps: int | None = None,
         max_seconds: float | None = None,
         validation_fraction: float = 0.1,
+        rotamer_jumps: float = 0.0,
         folder: str | PathLike[str] | None = None,
         progress: bool = True,
     ) -> TrainingHistory:
@@ -511,6 +512,7 @@ class BoltzmannGenerator:
             max_steps=max_steps,
             max_seconds=max_seconds,
             validation_fraction=validation_fraction,
+            rotamer_jumps=rotamer_jumps,
             folder=folder,
             progress=progress,
         )

@@ -141,6 +141,17 @@ def test_proposals_are_divided_evenly_among_blocks_at_the_set_rate(fraction: flo
     assert totals["independence"] / (2000 * n_proposals) == pytest.approx(fraction, abs=0.01)
 
 
+def test_shares_of_blocks_are_what_was_asked_for() -> None:
+    kernel = LatentWalk(7, blocks=ALL[:3], shares=[1, 0.1, 3], fraction_independence=0.0, n_candidates=4)
+    assert restored_kernel(stored_options(kernel)) == kernel
+    rng, totals = np.random.default_rng(1), Counter()
+    for _ in range(4000):
+        for kind, count in kernel._plan(rng):
+            totals[kind] += count
+    share = np.array([totals[kind] for kind in ALL[:3]]) / (4000 * 7)
+    np.testing.assert_allclose(share, np.array([1.0, 0.1, 3.0]) / 4.1, atol=0.005)
+
+
 def test_rows_have_their_own_energies_densities_and_weights() -> None:
     density = SideChainDensity(1.0)
     scan = applied(density, LatentWalk(64, step=0.3, blocks=ALL, fraction_independence=0.2)).last_scan
@@ -176,6 +187,33 @@ def test_few_passes_and_no_energy_more_than_there_are_proposals(monkeypatch: pyt
     scan = applied(density, LatentWalk(64, step=0.4, blocks=["global"], fraction_independence=0.0)).last_scan
     assert density.n_passes <= 1 + 64 / 4 + scan.n_accepted + 4
     assert sum(n_energies) == 1 + 64
+
+
+def test_energies_that_are_known_ahead_change_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    density, kernel = SideChainDensity(1.0), LatentWalk(120, step=0.4, blocks=ALL, target_acceptance=0.1)
+    monkeypatch.setattr(BoltzmannGeneratorMove, "_random", lambda self: np.random.default_rng(1))
+    one_by_one = applied(density, kernel).last_scan
+    monkeypatch.setattr(ContextEnergies, "batched", True)
+    at_once = applied(density, kernel).last_scan
+    assert 10 < one_by_one.n_accepted < 110
+    for field in dataclasses.fields(one_by_one):
+        np.testing.assert_array_equal(getattr(at_once, field.name), getattr(one_by_one, field.name))
+
+
+def test_what_is_known_of_a_proposal_that_was_not_judged_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SideChainDensity(1.0).to_latent(SERINE.reference()[None])[0, 0]
+
+    class Lossy(SideChainDensity):
+        def encode(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            latents, log_prob = super().encode(positions)
+            return latents, np.where(np.cos(latents[:, 0] - start) < 0.3, -np.inf, log_prob)
+
+    monkeypatch.setattr(ContextEnergies, "batched", True)
+    scan = applied(Lossy(1.0), LatentWalk(200, step=0.5, blocks=["global"], target_acceptance=0.1)).last_scan
+    lost = ~np.isfinite(scan.log_prob)
+    assert 10 < lost.sum() < 150
+    assert not np.isfinite(scan.log_weight[lost]).any()
+    assert not np.isfinite(scan.reduced_potential[lost]).any()
 
 
 def test_acceptance_is_counted_by_kind_for_observers() -> None:
@@ -264,6 +302,8 @@ def test_a_context_that_fails_for_a_single_proposal_rejects_it(monkeypatch: pyte
         ({"blocks": ["global", "loop"]}, "blocks must be some of .*'backbone'.*'loop'"),
         ({"blocks": []}, "blocks must be some of"),
         ({"blocks": ["global", "global"]}, "each once"),
+        ({"shares": [1.0]}, "shares must be a positive number for each of the blocks"),
+        ({"shares": [1.0, 0.0]}, "shares must be a positive number"),
         ({"step": 0.0}, "step must be above 0 and at most 1"),
         ({"step": float("nan")}, "step must be above 0 and at most 1"),
         ({"step": [0.1]}, "step must be above 0 and at most 1"),

@@ -16,7 +16,7 @@ from openmm_bg.analysis.dihedrals import backbone_pairs, ramachandran_angles
 from openmm_bg.cli.frames import FrameKeeper
 from openmm_bg.cli.terminal import Report
 from openmm_bg.density import FloatArray, ProposalDensity
-from openmm_bg.potentials import PlatformChoice
+from openmm_bg.potentials import BackendMismatch, PlatformChoice, TorchBackend, UnsupportedForce
 from openmm_bg.report.records import Chain
 from openmm_bg.report.side_chains import chi1_angles, chi1_torsions
 from openmm_bg.systems import MolecularSystem
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from openmm_bg.cli.seeded_dynamics import SeededLangevinDynamicsMove
     from openmm_bg.moves import AcceptanceByKind
     from openmm_bg.moves.kernel import Kernel
+    from openmm_bg.moves.scans import EnergySource
 
 _SAVE_EVERY = 5.0  # s
 _FRAME_STEPS = 50  # Langevin steps between two frames of the chain without a generator
 RELAXATION_STEPS = 2000
+_COMPILED_FROM = 100  # atoms; energies of smaller molecules take less time than compiling them
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def generator_chain(
     from openmm_bg.moves import AcceptanceByKind, BoltzmannGeneratorMove, LatentWalk, Scan, observe_scans
 
     recorder = _Recorder(path, molecule, start, frames=True)
+    energies = energy_source(molecule.system, kernel, platform)
     resumed_at = recorder.n_states
     context = platform.create_context(molecule.system, dynamics.integrator(seed + resumed_at))
     _start(context, dynamics, recorder, seed)
@@ -145,7 +148,9 @@ def generator_chain(
         SamplerState(state.getPositions(asNumpy=True), velocities=state.getVelocities(asNumpy=True)),
         SequenceMove(
             [
-                BoltzmannGeneratorMove(generator, kernel=kernel, seed=openmm_seed(seed + resumed_at)),
+                BoltzmannGeneratorMove(
+                    generator, kernel=kernel, energies=energies, seed=openmm_seed(seed + resumed_at)
+                ),
                 dynamics.move(n_steps, seed + resumed_at),
             ]
         ),
@@ -181,11 +186,25 @@ def generator_chain(
         "n_proposed": int(chain.proposed.sum()),
         "n_accepted": int(chain.accepted.sum()),
         "n_current_off_support": int(chain.off_support.sum()),
+        "energies": energies,
         "remark": (
             f"{n_cycles:,} cycles of {n_proposals} proposals and {n_steps} steps of {1000 * dynamics.timestep:g} fs"
         ),
         **walk,
     }
+
+
+def energy_source(system: openmm.System, kernel: Kernel, platform: PlatformChoice) -> EnergySource:
+    """Where energies of proposals come from: those of a walk in a protein are compiled, if torch knows its forces."""
+    from openmm_bg.moves import LatentWalk
+
+    if platform.is_gpu or not isinstance(kernel, LatentWalk) or system.getNumParticles() < _COMPILED_FROM:
+        return "openmm"
+    try:
+        TorchBackend(system).close()
+    except (UnsupportedForce, BackendMismatch):
+        return "openmm"
+    return "compiled"
 
 
 def _counts(acceptance: AcceptanceByKind) -> dict[str, list[int]]:

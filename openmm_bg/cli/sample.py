@@ -13,7 +13,7 @@ import torch
 
 from openmm_bg.cli import side_process
 from openmm_bg.cli.chains import generator_chain, langevin_chain
-from openmm_bg.cli.defaults import WALK_BLOCKS
+from openmm_bg.cli.defaults import WALK_SHARES
 from openmm_bg.cli.sample_options import SampleOptions, dynamics
 from openmm_bg.cli.terminal import Report, progress_bar, say
 from openmm_bg.density import FloatArray
@@ -182,12 +182,12 @@ def _tune(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -
     generator = load_generator(folder)
     _to_gpu(generator, platform)
     labels = generator.latent_labels
-    blocks = ["global"] if labels is None else [kind for kind in WALK_BLOCKS if kind in labels.kind]
+    shares = {"global": 1.0} if labels is None else {k: share for k, share in WALK_SHARES.items() if k in labels.kind}
     with progress_bar("Tuning the walk") as report:
         kernel, record = equilibrate(
             folder.read_system(), generator, options.dynamics(folder), folder.equilibrated_file,
-            kernel=LatentWalk(n_proposals=options.n_proposals, blocks=blocks), seconds=options.tune, platform=platform,
-            n_steps=options.n_steps, seed=options.seed + 2, report=report,
+            kernel=LatentWalk(n_proposals=options.n_proposals, blocks=[*shares], shares=[*shares.values()]),
+            seconds=options.tune, platform=platform, n_steps=options.n_steps, seed=options.seed + 2, report=report,
         )  # fmt: skip
     folder.update_phase("tune", finished=True, platform=platform.name, **record)
     if kernel.tuning is None:

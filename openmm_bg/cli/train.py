@@ -17,6 +17,7 @@ from openmm_bg.training import train as run_training
 from openmm_bg.training.data import TrajectoryData
 from openmm_bg.training.history import TrainingHistory
 
+_ROTAMER_JUMPS = 0.3  # of a generator that only walks: what it has no weights to lose for
 _MOST_STEPS = 100_000  # of reduced coordinates; time, or the data held out, ends the training before
 
 
@@ -128,6 +129,7 @@ def _on_data(
         data,
         max_steps=_MOST_STEPS,
         max_seconds=options.seconds,
+        rotamer_jumps=_ROTAMER_JUMPS if options.frozen == "keep" else 0.0,
         folder=folder.training_folder,
         progress=lambda record: report(*_place(record, options.seconds)),
     )

@@ -21,7 +21,14 @@ class ContextEnergies:
     context : openmm.Context
     kT : float
         In kJ/mol.
+
+    Attributes
+    ----------
+    batched : bool
+        Whether a few configurations at once cost hardly more than one.
     """
+
+    batched = False
 
     def __init__(self, context: openmm.Context, kT: float) -> None:
         self.context = context
@@ -103,6 +110,8 @@ class TorchEnergies(ContextEnergies):
     backend : TorchBackend
         Of the Context's System.
     """
+
+    batched = True
 
     def __init__(self, context: openmm.Context, kT: float, backend: TorchBackend) -> None:
         super().__init__(context, kT)

@@ -66,7 +66,7 @@ class LatentWalk:
     - "backbone": those of the backbone of consecutive residues, by a step.
     - "frozen": those of one residue's coordinates that the generator draws from a fixed density, by a step.
 
-    Proposals are divided evenly among the blocks. All but "global" need a generator of reduced coordinates.
+    All but "global" need a generator of reduced coordinates.
 
     Parameters
     ----------
@@ -77,6 +77,8 @@ class LatentWalk:
         fresh draw. Stored as a list in the order of `blocks`. Let `tune_latent_walk` find it.
     blocks : sequence of str
         What moves.
+    shares : sequence of float, optional
+        Parts of the proposals that go to the blocks, in their order, relative to each other; even by default.
     target_acceptance : float
         Accepted part of the steps of each kind that `tune_latent_walk` aims at.
     fraction_independence : float
@@ -102,6 +104,7 @@ class LatentWalk:
     n_proposals: int = 64
     step: float | Mapping[str, float] | Sequence[float] = 0.1
     blocks: Sequence[str] = ("global", "side_chain")
+    shares: Sequence[float] | None = None
     target_acceptance: float = 0.25
     fraction_independence: float = 0.05
     stretch: int = 3
@@ -122,6 +125,8 @@ class LatentWalk:
         object.__setattr__(self, "fraction_independence", float(self.fraction_independence))
         object.__setattr__(self, "blocks", _known_blocks(self.blocks))
         object.__setattr__(self, "step", _known_steps(self.step, list(self.blocks)))
+        if self.shares is not None:
+            object.__setattr__(self, "shares", _known_shares(self.shares, list(self.blocks)))
         if self.tuning is not None and self.tuning.step != self.step:
             raise ValueError(
                 f"The steps {self.step} are not those that were tuned, {self.tuning.step}; give tuning=None with them."
@@ -189,10 +194,11 @@ class LatentWalk:
         n_independence = math.floor(self.fraction_independence * self.n_proposals + rng.random())
         n_left = self.n_proposals - min(n_independence, self.n_proposals)
         counts = {"independence": self.n_proposals - n_left}
-        first = int(rng.integers(len(self.blocks)))
-        for i, kind in enumerate(self.blocks):
-            place = (i - first) % len(self.blocks)  # the blocks that get one more, if they cannot be even
-            counts[kind] = n_left // len(self.blocks) + (place < n_left % len(self.blocks))
+        shares = np.ones(len(self.blocks)) if self.shares is None else np.array(self.shares)
+        ends = np.cumsum(shares) / shares.sum() * n_left
+        ends[-1] = n_left
+        whole = np.floor(np.r_[0.0, ends] + rng.random()).astype(int)  # the right number of each on average
+        counts |= dict(zip(self.blocks, np.diff(whole).tolist(), strict=True))
         rows = [
             (kind, min(self.n_candidates, count - start))
             for kind, count in counts.items()
@@ -216,6 +222,13 @@ def _known_blocks(blocks: Sequence[str]) -> list[str]:
     unknown = [kind for kind in known if kind not in BLOCKS]
     if unknown or not known or len(set(known)) < len(known):
         raise ValueError(f"blocks must be some of {list(BLOCKS)}, each once, but is {known}.")
+    return known
+
+
+def _known_shares(shares: Sequence[float], blocks: list[str]) -> list[float]:
+    known = [float(share) for share in shares]
+    if len(known) != len(blocks) or not all(0.0 < share < math.inf for share in known):
+        raise ValueError(f"shares must be a positive number for each of the blocks {blocks}, but is {shares!r}.")
     return known
 
 

@@ -97,12 +97,16 @@ class WalkChain:
         self, latents: FloatArray, log_base_ratio: FloatArray, kind: str, rng: np.random.Generator
     ) -> int:
         """Judge proposals from the present state, shape (n, n_dof), up to the first that is accepted; how many."""
-        positions, log_prob = self._densities(latents)
-        for i in range(len(latents)):
-            row = slice(self._next, self._next + 1)
+        start, n = self._next, len(latents)
+        n_known = n if self._energies.batched else 1
+        rows = slice(start, start + n)
+        self._positions[rows], self._log_prob[rows] = self._densities(latents)
+        self._potential[rows], self._log_weight[rows] = np.inf, -np.inf  # not those of proposals that were not judged
+        for i in range(n):
+            row = slice(start + i, start + i + 1)
             self.skip(kind, 1)
-            self._positions[row], self._log_prob[row] = positions[i], log_prob[i]
-            self._evaluate(row)
+            if i % n_known == 0:
+                self._evaluate(slice(start + i, start + i + n_known))
             pair = np.array([self._log_weight[self._row], self._log_weight[row.start] + log_base_ratio[i]])
             accepted = metropolis_chain(pair, rng)[0] == 1
             if accepted:
@@ -110,7 +114,7 @@ class WalkChain:
             self._chain[row.start - 1] = self._row
             if accepted:
                 return i + 1
-        return len(latents)
+        return n
 
     def scan(self) -> WalkScan:
         """All rows."""

@@ -35,13 +35,14 @@ def fit(
     max_steps: int | None = None,
     max_seconds: float | None = None,
     validation_fraction: float = 0.1,
+    rotamer_jumps: float = 0.0,
     folder: str | PathLike[str] | None = None,
     progress: bool | Callable[[dict[str, Any]], None] = True,
 ) -> TrainingHistory:
     """Fit a generator to a trajectory by maximum likelihood.
 
-    -E_data[log p] is minimised; a part of each chain, in blocks of time, is held out, and training stops when its
-    likelihood no longer rises.
+    -E_data[log p] is minimised, then that of the torsions alone, which over-fit later; a part of each chain, in blocks
+    of time, is held out, and each of the two ends when its likelihood no longer rises.
 
     Parameters
     ----------
@@ -57,6 +58,10 @@ def fit(
         Wall time.
     validation_fraction : float
         Share of each chain that is held out.
+    rotamer_jumps : float
+        Probability with which each side chain of a frame is shown in another rotamer. For generators of reduced
+        coordinates that are to walk: 0.3 lets them propose rotamers that the frames do not have. The density is then
+        no longer that of the frames, which costs a reweighted generator its weights.
     folder : path, optional
         Where a checkpoint is kept; a run that was interrupted (Ctrl-C) goes on from there.
     progress : bool or callable
@@ -75,7 +80,7 @@ def fit(
     """
     _check_limits(max_seconds, None)
     steps = 2000 if max_steps is None else max_steps
-    stages = (Stage("data", steps, nll=1.0, batch_size=512, patience=6, learning_rate=(1e-3, 1e-4)),)
+    stages = _likelihood_stages(steps, rotamer_jumps)
     processes = Processes.find()
     processes.check_batches(stages)
     checkpoint = None if folder is None else Checkpoint(Path(folder))
@@ -221,6 +226,21 @@ def _at_odds(generator: BoltzmannGenerator, data_temperature: float | None, reci
         for name, temperature in mixed.items()
         if not math.isclose(data_temperature, temperature, rel_tol=0.01)
     ]
+
+
+def _likelihood_stages(steps: int, rotamer_jumps: float) -> tuple[Stage, ...]:
+    """Everything until the linear features over-fit, which they do first, then the torsions by themselves."""
+    n_data = max(1, steps // 4)
+    data = Stage(
+        "data", n_data, nll=1.0, batch_size=128, patience=2, learning_rate=(1e-3, 1e-3), rotamer_jumps=rotamer_jumps
+    )
+    if n_data == steps:
+        return (data,)
+    torsions = Stage(
+        "torsions", steps - n_data, torsion_nll=1.0, batch_size=128, patience=6, learning_rate=(2e-3, 2e-4),
+        rotamer_jumps=rotamer_jumps,
+    )  # fmt: skip
+    return data, torsions
 
 
 def _check_limits(max_seconds: float | None, max_evaluations: int | None) -> None:

@@ -42,6 +42,10 @@ class Stage:
         mean over pairs of N, CA, C, those of caps included; at the data's own temperature. The samples are those of
         `reverse_kl` where both are active. `training.wasserstein.backbone_pairs` lists the pairs; of more than 2048,
         each step takes as many at random.
+    rotamer_jumps : float
+        Probability with which a side chain of the data is shown in another rotamer to `nll` and `torsion_nll`, for a
+        generator of reduced coordinates that walks: it then proposes rotamers that the data do not have. Its density is
+        off by that much.
     temperature : tuple of two of {float, "data", None}
         Temperatures (K) at which the energy losses start and end, reached at three quarters of the stage, 1/T linear;
         "data" is that of the data, None the generator's.
@@ -66,6 +70,7 @@ class Stage:
     conditional_kl: float = 0.0
     reweighted: float = 0.0
     w2: float = 0.0
+    rotamer_jumps: float = 0.0
     temperature: tuple[Temperature, Temperature] = (None, None)
     learning_rate: tuple[float, float] = (2e-3, 2e-3)
     batch_size: int = 256
@@ -88,6 +93,8 @@ class Stage:
             raise ValueError(
                 f"Stage {self.name!r}: temperatures {self.temperature} must be positive numbers of K, 'data' or None."
             )
+        if not 0.0 <= self.rotamer_jumps <= 1.0:
+            raise ValueError(f"Stage {self.name!r}: rotamer_jumps is {self.rotamer_jumps}; expected 0 to 1.")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"Stage {self.name!r}: patience is {self.patience}; expected 1 or more, or None.")
 

@@ -17,6 +17,7 @@ from openmm_bg.training.energies import Energies
 from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reverse_kl
 from openmm_bg.training.pool import Pool, draw_pool
 from openmm_bg.training.processes import Processes
+from openmm_bg.training.rotamer_jumps import RotamerJumps
 from openmm_bg.training.stages import Stage
 from openmm_bg.training.wasserstein import backbone_pairs, distances, w2_baseline, wasserstein_2
 
@@ -65,6 +66,7 @@ class StepLosses:
         self._wide: Flow | None = None  # the flow as it was when the first stage with energies began
         self._energy_mean: float | None = None
         self._pairs: Tensor | None = None  # of backbone atoms
+        self._jumps: RotamerJumps | None = None
 
     def begin(self, stage: Stage) -> None:
         """Prepare for a stage.
@@ -72,13 +74,15 @@ class StepLosses:
         Raises
         ------
         ValueError
-            If the stage compares backbones and the molecule has none.
+            If the stage compares backbones and the molecule has none, or turns side chains and there are none.
         """
         if stage.needs_energies and self._wide is None:
             with self._generator._held_at(self.hot):
                 self._wide = copy.deepcopy(self._generator.flow).requires_grad_(False)
         if stage.w2 and self._pairs is None:
             self._pairs = backbone_pairs(self._generator.topology).to(self._generator.device)
+        if stage.rotamer_jumps and self._jumps is None:
+            self._jumps = RotamerJumps(self._generator)
 
     def cost(self, stage: Stage, step: int) -> int:
         """Energy evaluations of a step."""
@@ -100,12 +104,12 @@ class StepLosses:
         parts: dict[str, Tensor] = {}
         if stage.nll:
             rows = self._share(self._draw_frames(stage.batch_size))
-            features = self._to_device(self._dataset.circular[rows], self._dataset.linear[rows])
+            features = self._to_device(self._torsions(rows, stage), self._dataset.linear[rows])
             with self._generator._held_at(self.hot):
                 parts["nll"] = -stage.nll * self._mean(log_likelihood(self._generator, *features), stage.batch_size)
         if stage.torsion_nll:
             rows = self._share(self._draw_frames(stage.batch_size))
-            circular = self._to_device(self._dataset.circular[rows])[0]
+            circular = self._to_device(self._torsions(rows, stage))[0]
             with self._generator._held_at(self.hot):
                 log_prob = self._generator.flow.torsion_log_prob(circular)
                 parts["torsion_nll"] = -stage.torsion_nll * self._mean(log_prob, stage.batch_size)
@@ -173,6 +177,13 @@ class StepLosses:
             return temperature
         low, high = self._generator.config.temperature_range
         return low * (high / low) ** float(torch.rand((), generator=self._rng))
+
+    def _torsions(self, rows: Tensor, stage: Stage) -> Tensor:
+        """Those of frames of the data, some of their side chains turned where the stage asks for it."""
+        circular = self._dataset.circular[rows]
+        if stage.rotamer_jumps and self._jumps is not None:
+            circular = self._jumps(circular, stage.rotamer_jumps, self._rng)
+        return circular
 
     def _sampled(self, stage: Stage) -> Tensor:
         """Positions of fresh samples, this process's share of a batch."""
