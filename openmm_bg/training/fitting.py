@@ -41,8 +41,8 @@ def fit(
 ) -> TrainingHistory:
     """Fit a generator to a trajectory by maximum likelihood.
 
-    -E_data[log p] is minimised, then that of the torsions alone, which over-fit later; a part of each chain, in blocks
-    of time, is held out, and each of the two ends when its likelihood no longer rises.
+    -E_data[log p] is minimised; a part of each chain, in blocks of time, is held out, and training stops when its
+    likelihood no longer rises. With reduced coordinates the torsions, which over-fit later, go on by themselves.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def fit(
     """
     _check_limits(max_seconds, None)
     steps = 2000 if max_steps is None else max_steps
-    stages = _likelihood_stages(steps, rotamer_jumps)
+    stages = _likelihood_stages(generator, steps, rotamer_jumps)
     processes = Processes.find()
     processes.check_batches(stages)
     checkpoint = None if folder is None else Checkpoint(Path(folder))
@@ -228,19 +228,24 @@ def _at_odds(generator: BoltzmannGenerator, data_temperature: float | None, reci
     ]
 
 
-def _likelihood_stages(steps: int, rotamer_jumps: float) -> tuple[Stage, ...]:
-    """Everything until the linear features over-fit, which they do first, then the torsions by themselves."""
-    n_data = max(1, steps // 4)
-    data = Stage(
-        "data", n_data, nll=1.0, batch_size=128, patience=2, learning_rate=(1e-3, 1e-3), rotamer_jumps=rotamer_jumps
-    )
-    if n_data == steps:
-        return (data,)
-    torsions = Stage(
-        "torsions", steps - n_data, torsion_nll=1.0, batch_size=128, patience=6, learning_rate=(2e-3, 2e-4),
-        rotamer_jumps=rotamer_jumps,
+def _likelihood_stages(generator: BoltzmannGenerator, steps: int, rotamer_jumps: float) -> tuple[Stage, ...]:
+    if generator.reduction is None or steps < 4:
+        return (
+            Stage(
+                "data", steps, nll=1.0, batch_size=512, patience=6, learning_rate=(1e-3, 1e-4),
+                rotamer_jumps=rotamer_jumps,
+            ),
+        )  # fmt: skip
+    return (
+        Stage(
+            "data", steps // 4, nll=1.0, batch_size=128, patience=2, learning_rate=(1e-3, 1e-3),
+            rotamer_jumps=rotamer_jumps,
+        ),
+        Stage(
+            "torsions", steps - steps // 4, torsion_nll=1.0, batch_size=128, patience=6, learning_rate=(2e-3, 2e-4),
+            rotamer_jumps=rotamer_jumps,
+        ),
     )  # fmt: skip
-    return data, torsions
 
 
 def _check_limits(max_seconds: float | None, max_evaluations: int | None) -> None:
