@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     if options.quick:
-        options.seconds = 4.0
+        options.seconds = 15.0
     with tempfile.TemporaryDirectory() as scratch:
         molecule, generator = _inputs(options.run, Path(scratch), options.quick)
         result = compare(molecule, generator, options.seconds, options.quick)
@@ -215,7 +215,7 @@ def _inputs(run: Path | None, scratch: Path, quick: bool) -> tuple[MolecularSyst
         return molecule, BoltzmannGenerator.load(folder.generator_file, system=molecule.system)
     molecule = villin(hydrogen_mass=HYDROGEN_MASS)
     data = simulate(
-        molecule, HOT, n_steps=300 if quick else 60_000, stride=3 if quick else 50, timestep=TIMESTEP,
+        molecule, HOT, n_steps=300 if quick else 40_000, stride=3 if quick else 50, timestep=TIMESTEP,
         friction=FRICTION, n_equilibration_steps=50 if quick else 5000, minimized=True, seed=1, folder=scratch,
     )  # fmt: skip
     frames = data.positions.reshape(-1, *molecule.positions.shape)
