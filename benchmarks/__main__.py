@@ -21,6 +21,7 @@ from benchmarks import (
     flow,
     move,
     populations,
+    protein_cost,
     replica_exchange,
     replica_exchange_cost,
     splines,
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "annealed-water": annealed_water.run,
     "demo": demo.run,
     "populations": populations.run,
+    "protein-cost": protein_cost.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

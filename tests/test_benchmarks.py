@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,21 @@ def test_functions_take_turns_and_ratios_are_those_of_one_round() -> None:
     assert {name: value.shape for name, value in times.items()} == {"a": (3,), "b": (3,)}
     rounds = {"a": np.array([1.0, 10.0, 1.0]), "b": np.array([0.5, 5.0, 0.1])}
     assert ratio(rounds, "a", "b") == pytest.approx(2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["benchmarks.protein_walk", "--quick"], ["latent walk and Langevin", "Independence proposals: "]),
+        (["benchmarks", "--quick", "--only", "protein-cost"], ["Cost of reduced coordinates", "one is linear"]),
+    ],
+)
+def test_benchmarks_of_proteins_run(command: list[str], expected: list[str], tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", *command, "--output", str(tmp_path)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    for words in expected:
+        assert words in run.stdout
