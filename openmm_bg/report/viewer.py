@@ -34,7 +34,8 @@ def scene(protein: Protein) -> dict[str, Any]:
     shown = [a for a in topology.atoms() if a.element is not None and a.element.symbol != "H"]
     shown = [a for a in shown if a.name not in _NOT_DRAWN]
     place = {atom.index: number for number, atom in enumerate(shown)}
-    backbone, side_chains = [], []
+    backbone: list[list[int]] = []
+    side_chains: list[list[int]] = []
     for first, second in topology.bonds():
         if first.index in place and second.index in place:
             both = {first.name, second.name} <= _BACKBONE
