@@ -19,7 +19,6 @@ from openmm_bg.training.data import TrajectoryData
 from openmm_bg.training.simulate import simulate
 
 TEMPERATURE = 300 * unit.kelvin
-INTERVAL = 250  # steps of dynamics between two scans of the walk
 
 
 def parser(description: str | None, folder: str, nanoseconds: float, seconds: float) -> argparse.ArgumentParser:
@@ -76,20 +75,24 @@ def walk(
     simulation = app.Simulation(molecule.topology, molecule.system, integrator)
     simulation.context.setPositions(data.positions[0, -1])
     simulation.context.setVelocitiesToTemperature(TEMPERATURE, options.seed)
+    interval = 25 if options.quick else 250  # steps of dynamics between two scans
     kernel = LatentWalk(n_proposals=64, blocks=["side_chain", "backbone"])
     asked = {"energies": "compiled" if options.compiled else "openmm", "seed": options.seed}
     try:
-        tuned = BoltzmannGeneratorSampling(simulation, generator, INTERVAL, kernel=kernel, **asked)
+        tuned = BoltzmannGeneratorSampling(simulation, generator, interval, kernel=kernel, **asked)
         tune_in_simulation(tuned, n_scans=10 if options.quick else 100)
         kernel = tuned.kernel
     except TuningError as error:  # the backbone cannot move so: fresh side chains need no step
         print(error)
         kernel = LatentWalk(n_proposals=64, blocks=["side_chain"])
-    sampling = BoltzmannGeneratorSampling(simulation, generator, INTERVAL, kernel=kernel, **asked)
-    simulation.reporters += [app.DCDReporter(str(options.folder / "walk.dcd"), INTERVAL), sampling]
+    sampling = BoltzmannGeneratorSampling(simulation, generator, interval, kernel=kernel, **asked)
+    simulation.reporters += [app.DCDReporter(str(options.folder / "walk.dcd"), interval), sampling]
     acceptance = AcceptanceByKind()
     with observe_scans(acceptance):
-        simulation.runForClockTime((4.0 if options.quick else options.seconds) * unit.second)
+        if options.quick:
+            simulation.step(4 * interval)
+        else:
+            simulation.runForClockTime(options.seconds * unit.second)
     for kind, fraction in acceptance.fractions.items():
         print(f"{kind}: {fraction:.1%} of {acceptance.n_proposed[kind]:,} proposals accepted")
     return acceptance
