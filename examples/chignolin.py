@@ -27,7 +27,7 @@ def main() -> None:
     generator = protein_recipe.trained(molecule, data, options)
     print(f"{generator.n_generated} of {generator.n_dof} coordinates are generated")
 
-    # Draws of a whole protein are hardly ever accepted. A walk moves side chains one by one and stretches of the backbone.
+    # Draws of a whole protein are hardly ever accepted. A walk moves one side chain, or a stretch of the backbone.
     protein_recipe.walk(molecule, generator, data, options)
 
     # Is anything that the generator draws a state of its own that the data did not have?
