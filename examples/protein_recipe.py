@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from openmm import LangevinMiddleIntegrator, app, unit
 
 from openmm_bg import BoltzmannGenerator, BoltzmannGeneratorSampling, LatentWalk, SystemPotential, train
 from openmm_bg.analysis import NoveltyVerdict, find_novel, judge_novelty
-from openmm_bg.moves import AcceptanceByKind, TuningError, observe_scans, tune_in_simulation
+from openmm_bg.moves import AcceptanceByKind, TuningError, tune_in_simulation
 from openmm_bg.systems import MolecularSystem
 from openmm_bg.training.data import TrajectoryData
 from openmm_bg.training.simulate import simulate
@@ -86,13 +87,13 @@ def walk(
         print(error)
         kernel = LatentWalk(n_proposals=64, blocks=["side_chain"])
     sampling = BoltzmannGeneratorSampling(simulation, generator, interval, kernel=kernel, **asked)
-    simulation.reporters += [app.DCDReporter(str(options.folder / "walk.dcd"), interval), sampling]
-    acceptance = AcceptanceByKind()
-    with observe_scans(acceptance):
-        if options.quick:
-            simulation.step(4 * interval)
-        else:
-            simulation.runForClockTime(options.seconds * unit.second)
+    simulation.reporters.append(app.DCDReporter(str(options.folder / "walk.dcd"), interval))
+    acceptance, n_scans, end = AcceptanceByKind(), 0, time.monotonic() + options.seconds
+    while n_scans < 4 if options.quick else time.monotonic() < end:
+        sampling.step(interval)
+        n_scans += 1
+        assert sampling.last_scan is not None
+        acceptance(sampling.last_scan)
     for kind, fraction in acceptance.fractions.items():
         print(f"{kind}: {fraction:.1%} of {acceptance.n_proposed[kind]:,} proposals accepted")
     return acceptance
