@@ -120,6 +120,58 @@ def test_the_simulation_script_runs_and_resumes_with_and_without_the_generator(
         assert log.read_text().splitlines()[-1].split(",")[2] == "256"
 
 
+# ---------------------------------------------------------------------------------------------------------- proteins
+
+
+def follow(folder: Path, name: str, n_atoms: int, *arguments: str) -> None:
+    """Run an example of a protein, and look at what it printed and left."""
+    from openmm_bg import BoltzmannGenerator
+
+    printed = run(folder, name, *arguments)
+    assert f"{n_atoms} atoms" in printed
+    assert "400 frames cost 2,200 steps" in printed
+    stages = re.findall(r"^(nll.*): (\d+) steps in", printed, flags=re.MULTILINE)
+    assert [stage for stage, _ in stages] == ["nll", "nll + w2", "nll + w2 + kl", "nll + kl"]
+    assert min(int(steps) for _, steps in stages[:2]) > 0
+    assert re.search(r"^side_chain: .*% of [\d,]+ proposals accepted$", printed, flags=re.MULTILINE)
+    assert "1000 structures" in printed
+    assert re.search(r"^New metastable states: (None|\d)", printed, flags=re.MULTILINE)
+    results = folder / Path(name).stem
+    generator = BoltzmannGenerator.load(results / "generator.bg")
+    assert generator.n_atoms == n_atoms
+    assert generator.keeps_frozen
+    assert (results / "walk.dcd").stat().st_size > 12 * n_atoms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n_atoms"), [("chignolin.py", 166), ("hp35.py", 582)])
+def test_a_protein_goes_from_its_structure_to_a_verdict(name: str, n_atoms: int, tmp_path: Path) -> None:
+    follow(tmp_path, name, n_atoms)
+
+
+@pytest.mark.slow
+def test_a_pdb_file_with_water_and_without_hydrogens_goes_to_a_verdict(tmp_path: Path) -> None:
+    import io
+
+    from openmm import app
+
+    from openmm_bg.systems import chignolin
+
+    molecule, page = chignolin(), io.StringIO()
+    app.PDBFile.writeFile(molecule.topology, molecule.positions * 10.0, page)
+    atoms = [line for line in page.getvalue().splitlines() if line.startswith("ATOM") and line[76:78].strip() != "H"]
+    water = f"HETATM  900  O   HOH B 900    {20.0:8.3f}{20.0:8.3f}{20.0:8.3f}  1.00  0.00           O"
+    (tmp_path / "protein.pdb").write_text("\n".join([*atoms, "TER", water, "END"]) + "\n")
+    follow(tmp_path, "protein_g.py", molecule.n_atoms, "protein.pdb")
+
+
+def test_examples_of_proteins_take_the_same_steps() -> None:
+    assert (EXAMPLES / "protein_recipe.py").exists()
+    for name in ("chignolin.py", "hp35.py", "protein_g.py"):
+        called = re.findall(r"protein_recipe\.(\w+)\(", (EXAMPLES / name).read_text())
+        assert called == ["parser", "dynamics", "trained", "walk", "new_structures"]
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text()
     assert [example.name for example in EXAMPLES.glob("*.py") if f'"{example.name}"' not in source] == []

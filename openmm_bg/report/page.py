@@ -17,11 +17,14 @@ from openmm_bg.analysis.estimate import Estimate, z_score
 from openmm_bg.files import write_bytes
 from openmm_bg.report import figures
 from openmm_bg.report.free_energy_figure import free_energy_figure
+from openmm_bg.report.protein import QUANTILES, Protein, read_protein
+from openmm_bg.report.protein_figures import protein_figures
 from openmm_bg.report.results import BG_LANGEVIN, GENERATOR, LANGEVIN, Results, read_results
 from openmm_bg.report.run_folder import RunFolder, read_json
 from openmm_bg.report.side_chain_figures import chi_over_time, relaxation_times
 from openmm_bg.report.summary import summarise, versions, wall_times
 from openmm_bg.report.verdict import judge
+from openmm_bg.report.viewer import scene
 
 _ORDER = (BG_LANGEVIN, LANGEVIN, GENERATOR)
 _MINUS = "\N{MINUS SIGN}"
@@ -54,13 +57,14 @@ def write_report(folder: str | os.PathLike[str], *, seed: int = 0) -> Path:
     started = time.perf_counter()
     run = RunFolder.open(folder)
     results = read_results(run, seed)
+    protein = read_protein(run, results, seed)
     free_energy = _free_energy(run)
     verdict = judge(results, free_energy)
-    page = _render(run, results, verdict, free_energy)
+    page = _render(run, results, verdict, free_energy, protein)
     write_bytes(run.report_file, page.encode())
     run.update_phase("report", finished=True, seconds=time.perf_counter() - started)
     results.phases.update(run.phases)
-    run.update_summary(summarise(results, verdict))
+    run.update_summary({**summarise(results, verdict), **({} if protein is None else protein.summary())})
     return run.report_file
 
 
@@ -72,7 +76,9 @@ def _free_energy(run: RunFolder) -> dict[str, Any] | None:
     return found if found.get("generator") == run.settings.get("generator") else None
 
 
-def _render(run: RunFolder, results: Results, verdict: Verdict, free_energy: dict[str, Any] | None) -> str:
+def _render(
+    run: RunFolder, results: Results, verdict: Verdict, free_energy: dict[str, Any] | None, protein: Protein | None
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("openmm_bg.report", "templates"),
         autoescape=True,
@@ -87,11 +93,15 @@ def _render(run: RunFolder, results: Results, verdict: Verdict, free_energy: dic
         verdict=verdict,
         methods=methods,
         colors=figures.COLORS,
-        figures={name: Markup(svg) for name, svg in _figures(results, free_energy).items()},
+        figures={name: Markup(svg) for name, svg in _figures(results, free_energy, protein).items()},
         key_figures=_key_figures(results),
         population_rows=_rows(results, "populations"),
         difference_rows=_rows(results, "free_energy_differences"),
         free_energy=free_energy,
+        protein=protein,
+        scene=None if protein is None else scene(protein),
+        quantile_shares=QUANTILES,
+        wide=_wide,
         number=_number,
         costs=_costs(results),
         wall_times=wall_times(results.phases),
@@ -99,8 +109,8 @@ def _render(run: RunFolder, results: Results, verdict: Verdict, free_energy: dic
     )
 
 
-def _figures(results: Results, free_energy: dict[str, Any] | None) -> dict[str, str]:
-    drawn = {}
+def _figures(results: Results, free_energy: dict[str, Any] | None, protein: Protein | None) -> dict[str, str]:
+    drawn = {} if protein is None else protein_figures(protein)
     if free_energy is not None:
         drawn["free_energy"] = free_energy_figure(free_energy)
     if results.methods:
@@ -186,6 +196,16 @@ def _rows(results: Results, quantity: str) -> list[dict[str, Any]]:
 
 def _number(value: float | None, digits: int) -> str:
     return "unknown" if value is None else f"{value:,.{digits}f}".replace("-", _MINUS)
+
+
+def _wide(estimate: Estimate) -> str:
+    """Write a number that may be huge, as energies of clashes are, with its error."""
+    if not math.isfinite(estimate.value):
+        return "none"
+    text = f"{estimate.value:,.0f}" if abs(estimate.value) < 1e6 else f"{estimate.value:.1e}"
+    if abs(estimate.value) < 1e6 and math.isfinite(estimate.error):
+        text += f" ± {estimate.error:,.0f}"
+    return text.replace("-", _MINUS)
 
 
 def _agreement_text(z: float) -> tuple[str, str]:
