@@ -16,6 +16,7 @@ from openmm_bg import BoltzmannGenerator, BoltzmannGeneratorSampling, LatentWalk
 from openmm_bg.analysis import NoveltyVerdict, find_novel, judge_novelty
 from openmm_bg.moves import AcceptanceByKind, TuningError, tune_in_simulation
 from openmm_bg.systems import MolecularSystem
+from openmm_bg.training import paper_stages
 from openmm_bg.training.data import TrajectoryData
 from openmm_bg.training.simulate import simulate
 
@@ -48,8 +49,8 @@ def dynamics(molecule: MolecularSystem, options: argparse.Namespace) -> Trajecto
 def trained(molecule: MolecularSystem, data: TrajectoryData, options: argparse.Namespace) -> BoltzmannGenerator:
     """Torsions and angles of the backbone, torsions of side chains given it; a move keeps all else as it is.
 
-    The paper's stages: likelihood, then with distances in the backbone, then with energies. `max_evaluations` leaves
-    the energies out of a quick run.
+    The paper's stages: likelihood, then with distances in the backbone, then with energies. A quick run takes three
+    steps and leaves the energies out.
     """
     generator = BoltzmannGenerator.from_system(
         molecule.system, molecule.topology, TEMPERATURE, coordinates="reduced", frozen="keep", flow="split",
@@ -59,7 +60,8 @@ def trained(molecule: MolecularSystem, data: TrajectoryData, options: argparse.N
         molecule.system, molecule.topology, backend="openmm" if options.quick else "auto"
     ) as potential:
         history = train(
-            generator, potential, data=data, stages="paper", max_seconds=4.0 if options.quick else options.seconds,
+            generator, potential, data=data, stages=paper_stages(0.001) if options.quick else "paper",
+            max_seconds=None if options.quick else options.seconds,
             max_evaluations=1_000 if options.quick else None, folder=options.folder / "training", seed=options.seed,
         )  # fmt: skip
     generator.save(options.folder / "generator.bg")
