@@ -26,6 +26,7 @@ def cell(distortion: float = 1.0, median: float = 50.0, **changes: Any) -> dict[
     """A cell as it is kept."""
     found = {
         "budget": 45.0,
+        "is_consistent": True,
         "distortion": [distortion, 0.1],
         "distortion_floor": 0.05,
         "energy": [median - 20.0, median, median + 900.0],
@@ -56,6 +57,10 @@ def test_weights_that_one_draw_dominates_are_no_overlap_and_no_number() -> None:
 
 def test_no_draw_with_a_weight_is_no_overlap() -> None:
     assert overlap_text([cell(**overlap(np.full(100, -np.inf)))]) == NO_OVERLAP
+
+
+def test_weights_of_a_flow_that_disagrees_with_itself_are_no_number() -> None:
+    assert not any(character.isdigit() for character in overlap_text([cell(), cell(is_consistent=False)]))
 
 
 def test_even_weights_have_the_size_that_theory_says() -> None:

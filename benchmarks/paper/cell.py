@@ -112,9 +112,11 @@ def judge(
     distortion = distance_distortion(samples.positions[finite], frames, molecule.topology)
     nll = held_out_nll(generator, data, fraction=HELD_OUT)
     median = float(np.median(data.energies))
-    log_weights = -energies / thermal_energy(TEMPERATURE) - np.where(finite, samples.log_prob, np.inf)
-    log_weights = np.where(np.isnan(log_weights), -np.inf, log_weights)
+    usable = np.isfinite(energies) & np.isfinite(samples.log_prob)
+    log_weights = np.full(case.n_samples, -np.inf)
+    log_weights[usable] = -energies[usable] / thermal_energy(TEMPERATURE) - samples.log_prob[usable]
     return {
+        "is_consistent": generator.is_consistent,
         "n_samples": case.n_samples,
         "not_finite": int(np.count_nonzero(~np.isfinite(energies))),
         "distortion": [distortion.value.value, distortion.value.error],
@@ -164,6 +166,8 @@ def walk(
     """Tune a latent walk from the last frame of the dynamics; steps and acceptances by kind of proposal."""
     n_scans, n_proposals = case.walk
     blocks = ("global",) if generator.latent_labels is None else ("global", "side_chain")
+    if not generator.is_consistent:
+        return {"error": "forward and inverse pass disagree"}
     kernel = LatentWalk(n_proposals=n_proposals, blocks=blocks, step={"global": 0.05}, fraction_independence=0.0)
     move = BoltzmannGeneratorMove(generator, kernel=kernel, seed=seed)
     state = ThermodynamicState(molecule.system, TEMPERATURE * unit.kelvin)

@@ -123,6 +123,8 @@ def over_seeds(values: list[float], errors: list[float] | None = None, *, sign: 
 
 def overlap_text(cells: list[Cell]) -> str:
     """Effective sample size of unclipped weights, or that there is none: one draw has half of the weight or more."""
+    if not all(cell["is_consistent"] for cell in cells):
+        return "none: forward and inverse pass disagree"
     if any(cell["largest_weight"] >= DOMINATES for cell in cells):
         n = sum(cell["largest_weight"] >= DOMINATES for cell in cells)
         return NO_OVERLAP if n == len(cells) else f"{NO_OVERLAP} ({n} of {len(cells)} seeds)"
