@@ -164,11 +164,11 @@ def walk(
     generator: BoltzmannGenerator, molecule: MolecularSystem, data: TrajectoryData, case: Case, seed: int
 ) -> dict[str, Any]:
     """Tune a latent walk from the last frame of the dynamics; steps and acceptances by kind of proposal."""
-    n_scans, n_proposals = case.walk
+    n_scans, n_proposals, step = case.walk
     blocks = ("global",) if generator.latent_labels is None else ("global", "side_chain")
     if not generator.is_consistent:
         return {"error": "forward and inverse pass disagree"}
-    kernel = LatentWalk(n_proposals=n_proposals, blocks=blocks, step={"global": 0.05}, fraction_independence=0.0)
+    kernel = LatentWalk(n_proposals=n_proposals, blocks=blocks, step={"global": step}, fraction_independence=0.0)
     move = BoltzmannGeneratorMove(generator, kernel=kernel, seed=seed)
     state = ThermodynamicState(molecule.system, TEMPERATURE * unit.kelvin)
     start = SamplerState(data.positions[0, -1] * unit.nanometer)

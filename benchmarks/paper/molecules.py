@@ -39,8 +39,8 @@ class Case:
         Of the stages with energies.
     n_samples : int
         Structures that are drawn to judge a row.
-    walk : tuple of (int, int)
-        Scans that tune the latent walk, and proposals in each.
+    walk : tuple of (int, int, float)
+        Scans that tune the latent walk, proposals in each, and the step that the tuning starts from.
     """
 
     title: str
@@ -52,21 +52,21 @@ class Case:
     n_equilibration: int
     batch_size: int
     n_samples: int
-    walk: tuple[int, int]
+    walk: tuple[int, int, float]
 
     def quick(self) -> Case:
         """Hardly any of it, to see that it runs."""
         return replace(
             self, seconds=2.0, n_seeds=1, n_steps=10_000, stride=20, n_equilibration=200, batch_size=32, n_samples=200,
-            walk=(12, 20),
+            walk=(12, 20, 0.2),
         )  # fmt: skip
 
 
 CASES = {
-    "dipeptide": Case("Alanine dipeptide", "full", 45.0, 3, 600_000, 100, 5_000, 256, 2_000, (60, 64)),
-    "chignolin": Case("Chignolin CLN025", "reduced", 60.0, 3, 100_000, 50, 5_000, 128, 2_000, (40, 48)),
-    "hp35": Case("Villin headpiece HP35", "reduced", 240.0, 1, 17_000, 10, 2_500, 64, 1_024, (30, 32)),
-    "protein-g": Case("Protein G B1", "reduced", 240.0, 1, 8_000, 5, 1_500, 64, 1_024, (30, 24)),
+    "dipeptide": Case("Alanine dipeptide", "full", 45.0, 3, 600_000, 100, 5_000, 256, 2_000, (60, 64, 0.2)),
+    "chignolin": Case("Chignolin CLN025", "reduced", 60.0, 3, 100_000, 50, 5_000, 128, 2_000, (60, 48, 0.02)),
+    "hp35": Case("Villin headpiece HP35", "reduced", 240.0, 1, 17_000, 10, 2_500, 64, 1_024, (40, 32, 0.003)),
+    "protein-g": Case("Protein G B1", "reduced", 240.0, 1, 8_000, 5, 1_500, 64, 1_024, (40, 24, 0.002)),
 }
 _BUILDERS: dict[str, Callable[[], MolecularSystem]] = {
     "dipeptide": lambda: peptide("ACE-ALA-NME", hydrogen_mass=HYDROGEN_MASS),
