@@ -135,7 +135,7 @@ def test_rows_have_the_losses_of_their_names() -> None:
         assert any(stage.w2 for stage in stages) == row.w2
         assert any(stage.reverse_kl for stage in stages) == row.reverse_kl
         assert all(stage.nll for stage in stages)
-        assert all(stage.batch_size == case.batch_size for stage in stages if stage.needs_energies)
+        assert all(stage.batch_size == case.batch_size for stage in stages)
 
 
 def test_baseline_and_full_recipe_come_first() -> None:

@@ -36,7 +36,8 @@ class Case:
     n_steps, stride, n_equilibration : int
         Of the dynamics, for each of two chains.
     batch_size : int
-        Of the stages with energies.
+    weights : tuple of (float, float)
+        Of W2 (1/nm) and of reverse KL, beside one of the likelihood.
     n_samples : int
         Structures that are drawn to judge a row.
     walk : tuple of (int, int, float)
@@ -51,6 +52,7 @@ class Case:
     stride: int
     n_equilibration: int
     batch_size: int
+    weights: tuple[float, float]
     n_samples: int
     walk: tuple[int, int, float]
 
@@ -63,10 +65,16 @@ class Case:
 
 
 CASES = {
-    "dipeptide": Case("Alanine dipeptide", "full", 45.0, 3, 600_000, 100, 5_000, 256, 2_000, (60, 64, 0.2)),
-    "chignolin": Case("Chignolin CLN025", "reduced", 60.0, 3, 100_000, 50, 5_000, 128, 2_000, (60, 48, 0.02)),
-    "hp35": Case("Villin headpiece HP35", "reduced", 240.0, 1, 17_000, 10, 2_500, 64, 1_024, (40, 32, 0.003)),
-    "protein-g": Case("Protein G B1", "reduced", 240.0, 1, 8_000, 5, 1_500, 64, 1_024, (40, 24, 0.002)),
+    "dipeptide": Case(
+        "Alanine dipeptide", "full", 45.0, 3, 600_000, 100, 5_000, 256, (100.0, 1.0), 2_000, (60, 64, 0.2)
+    ),
+    "chignolin": Case(
+        "Chignolin CLN025", "reduced", 60.0, 3, 100_000, 50, 5_000, 128, (300.0, 0.1), 2_000, (60, 48, 0.02)
+    ),
+    "hp35": Case(
+        "Villin headpiece HP35", "reduced", 240.0, 1, 17_000, 10, 2_500, 64, (300.0, 0.1), 1_024, (40, 32, 0.003)
+    ),
+    "protein-g": Case("Protein G B1", "reduced", 240.0, 1, 8_000, 5, 1_500, 64, (300.0, 0.1), 1_024, (40, 24, 0.002)),
 }
 _BUILDERS: dict[str, Callable[[], MolecularSystem]] = {
     "dipeptide": lambda: peptide("ACE-ALA-NME", hydrogen_mass=HYDROGEN_MASS),

@@ -45,10 +45,11 @@ class Row:
 
     def stages(self, case: Case) -> tuple[Stage, ...]:
         """The recipe, for a time that the caller sets."""
-        weights = {} if self.w2 else {"w2": 0.0}
-        weights |= {} if self.reverse_kl else {"reverse_kl": 0.0}
-        stages = paper_stages(_WITHOUT_END, **weights)
-        return tuple(replace(s, batch_size=case.batch_size) if s.needs_energies else s for s in stages)
+        w2, reverse_kl = case.weights
+        stages = paper_stages(
+            _WITHOUT_END, w2=w2 if self.w2 else 0.0, reverse_kl=reverse_kl if self.reverse_kl else 0.0
+        )
+        return tuple(replace(stage, batch_size=case.batch_size) for stage in stages)
 
 
 BASELINE, FULL = "nsf-nll", "ours-all"
