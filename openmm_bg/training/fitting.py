@@ -14,6 +14,7 @@ from openmm_bg.potentials import SystemPotential
 from openmm_bg.training.checkpoint import Checkpoint
 from openmm_bg.training.dataset import prepare
 from openmm_bg.training.history import TrainingHistory
+from openmm_bg.training.monitor import EVALUATION_SIZE
 from openmm_bg.training.paper_recipe import paper_stages
 from openmm_bg.training.processes import Processes
 from openmm_bg.training.progress import show_progress
@@ -110,6 +111,7 @@ def train(
     max_seconds: float | None = None,
     folder: str | PathLike[str] | None = None,
     seed: int | None = None,
+    evaluation_size: int = EVALUATION_SIZE,
     progress: bool | Callable[[dict[str, Any]], None] = True,
 ) -> TrainingHistory:
     """Train a generator for the ensemble of its molecule at its temperature.
@@ -138,6 +140,9 @@ def train(
         Where data and checkpoints are kept; a run that was interrupted (Ctrl-C) goes on from there.
     seed : int, optional
         The generator's own by default.
+    evaluation_size : int
+        Samples of which the history's effective sample sizes and populations are taken, after each stage and every 200
+        steps of those with energies. 0 for none: of a protein they take minutes.
     progress : bool or callable
         Whether to show a progress bar; or called with a dict after every logged step.
 
@@ -176,6 +181,8 @@ def train(
             f"Training in {processes.size} processes needs data that all of them read: make them first, with "
             "`openmm-bg simulate` or openmm_bg.training.simulate.simulate, and pass data=..."
         )
+    if evaluation_size < 0:
+        raise ValueError(f"evaluation_size is {evaluation_size}; expected a number of samples, or 0 for none.")
     seed = generator._seed if seed is None else seed
     root = None if folder is None else Path(folder)
     checkpoint = None if root is None else Checkpoint(root)
@@ -194,6 +201,7 @@ def train(
             checkpoint=checkpoint,
             seed=seed,
             report=report,
+            evaluation_size=evaluation_size,
             processes=processes,
         ).run()
 

@@ -23,6 +23,7 @@ def evaluate(
     wells: Wells,
     pool: Pool | None,
     rng: torch.Generator,
+    n: int = EVALUATION_SIZE,
 ) -> dict[str, Any]:
     """Effective sample size and well populations of fresh samples.
 
@@ -37,6 +38,8 @@ def evaluate(
     pool : Pool or None
         Where the reweighted populations are taken from, if there is one: it covers wells the generator has lost.
     rng : torch.Generator
+    n : int
+        Samples.
 
     Returns
     -------
@@ -44,11 +47,11 @@ def evaluate(
         `ess_fraction`, 0 if no sample has a finite weight, and `populations` as `Wells.populations` gives them.
     """
     with torch.no_grad():
-        positions, log_prob = generator._decode(generator.flow.sample_base(EVALUATION_SIZE, rng))
+        positions, log_prob = generator._decode(generator.flow.sample_base(n, rng))
         circular = generator.features.encode(generator.coordinates.to_internal(positions))[0].cpu().numpy()
     log_weights = -energy(positions.cpu().numpy()) / kt - log_prob.cpu().numpy()
     log_weights[~np.isfinite(log_weights)] = -np.inf
-    weights = np.zeros(EVALUATION_SIZE)
+    weights = np.zeros(n)
     if np.isfinite(log_weights).any():
         weights = np.exp(log_weights - log_weights.max())
         weights /= weights.sum()
@@ -57,5 +60,5 @@ def evaluate(
         weighted = wells.populations(pool.circular.cpu().numpy().astype(np.float64), pool.weights.numpy())
         for record, other in zip(populations, weighted, strict=True):
             record["reweighted"] = other["reweighted"]
-    fraction = float(1.0 / (weights**2).sum() / EVALUATION_SIZE) if weights.any() else 0.0
+    fraction = float(1.0 / (weights**2).sum() / n) if weights.any() else 0.0
     return {"ess_fraction": fraction, "populations": populations}

@@ -29,7 +29,7 @@ def paper_stages(scale: float = 1.0, *, w2: float = 100.0, reverse_kl: float = 1
 
     both, kl = w2 and reverse_kl, reverse_kl
     stages = (
-        (True, Stage("nll", steps(2000), nll=1.0, learning_rate=(1e-3, 3e-4), patience=10)),
+        (True, Stage("nll", steps(4000), nll=1.0, learning_rate=(2e-3, 5e-4), patience=10)),
         (w2, Stage("nll + w2", steps(1000), nll=1.0, w2=w2, learning_rate=(5e-4, 2e-4))),
         (both, Stage("nll + w2 + kl", steps(1000), nll=1.0, w2=w2, reverse_kl=kl, learning_rate=(5e-4, 2e-4))),
         (kl, Stage("nll + kl", steps(1000), nll=1.0, reverse_kl=kl, learning_rate=(3e-4, 3e-5))),

@@ -58,6 +58,8 @@ class Trainer:
     seed : int
     report : callable or None
         Called with a record after every logged step.
+    evaluation_size : int
+        Samples of each evaluation; 0 for none.
     processes : Processes
         Those that share the work. The first one's seed and parameters are everybody's; it alone writes checkpoints and
         reports.
@@ -75,6 +77,7 @@ class Trainer:
         checkpoint: Checkpoint | None,
         seed: int,
         report: Report | None,
+        evaluation_size: int = EVALUATION_SIZE,
         processes: Processes | None = None,
     ) -> None:
         self.generator = generator
@@ -83,6 +86,7 @@ class Trainer:
         self._stages = stages
         self._max_seconds = max_seconds
         self._max_evaluations = max_evaluations
+        self._evaluation_size = evaluation_size
         self._processes = Processes() if processes is None else processes
         self._report = report if self._processes.rank == 0 else None
         seed, generator._seed = self._processes.agree((seed, generator._seed))
@@ -178,7 +182,7 @@ class Trainer:
             return "there are no rotatable torsions"
         if progress >= 1.0:
             return "time is up"
-        if stage.needs_energies and not self._affordable(self._losses.cost(stage, self._step) + EVALUATION_SIZE):
+        if stage.needs_energies and not self._affordable(self._losses.cost(stage, self._step) + self._evaluation_size):
             return "energy evaluations are used up"
         return None
 
@@ -212,10 +216,11 @@ class Trainer:
         return record | {"loss": sum(losses)} | dict(zip(parts, losses, strict=True))
 
     def _evaluate(self) -> None:
-        if not self._affordable(EVALUATION_SIZE):
+        if not self._evaluation_size or not self._affordable(self._evaluation_size):
             return
         kt = BOLTZMANN * self._losses.target
-        found = evaluate(self.generator, self._energies, kt, self._wells, self._losses.pool, self._rng)
+        energies, wells, pool = self._energies, self._wells, self._losses.pool
+        found = evaluate(self.generator, energies, kt, wells, pool, self._rng, self._evaluation_size)
         stage = self._stages[self._stage_index].name
         self.history.evaluations.append({"stage": stage, "seconds": self.history.seconds, **found})
 
