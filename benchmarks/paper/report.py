@@ -77,7 +77,7 @@ def line(cells: list[Cell]) -> dict[str, Any]:
     texts = [
         over_seeds([cell["distortion"][0] for cell in good], [cell["distortion"][1] for cell in good]),
         *(over_seeds(list(energies[:, place]), sign=True) for place in (1, 0, 2)),
-        over_seeds([cell["nll"][0] for cell in good], [cell["nll"][1] for cell in good]),
+        over_seeds([cell["nll"][0] for cell in good], [cell["nll"][1] for cell in good], least=1),
         overlap_text(good),
         over_seeds([cell["pareto_k"] for cell in good]),
         f"{good[0]['n_samples']:,}",
@@ -85,7 +85,7 @@ def line(cells: list[Cell]) -> dict[str, Any]:
         walk_text(good),
         f"{good[0]['parameters']:,}",
         over_seeds([cell["seconds"] for cell in good]),
-        over_seeds([cell["evaluations"] for cell in good]),
+        f"{np.mean([cell['evaluations'] for cell in good]):,.0f}",
         str(len(good)) + (f" of {len(cells)}" if len(good) < len(cells) else ""),
     ]
     return dict(zip(_COLUMNS, texts, strict=True))
@@ -109,14 +109,14 @@ _COLUMNS = (
 )
 
 
-def over_seeds(values: list[float], errors: list[float] | None = None, *, sign: bool = False) -> str:
-    """Mean and standard deviation over seeds; of one seed, the value and its own error if it has one."""
+def over_seeds(values: list[float], errors: list[float] | None = None, *, sign: bool = False, least: int = 0) -> str:
+    """Mean and standard deviation over seeds; of one seed, the value and its own error. `least` decimals or more."""
     array = np.array(values, dtype=float)
     if not np.isfinite(array).all():
         return "inf" if len(array) == 1 else f"inf for {np.count_nonzero(~np.isfinite(array))} of {len(array)}"
     spread = float(array.std(ddof=1)) if len(array) > 1 else (errors[0] if errors else math.nan)
     mean = float(array.mean())
-    places = 0 if abs(mean) >= 1000 else max(0, 2 - math.floor(math.log10(max(abs(mean), 1e-2))))
+    places = least if abs(mean) >= 1000 else max(least, 2 - math.floor(math.log10(max(abs(mean), 1e-2))))
     text = f"{mean:{'+' if sign else ''},.{places}f}"
     return text if not math.isfinite(spread) else f"{text} ± {spread:,.{places}f}"
 
@@ -163,7 +163,8 @@ def verdict(rows: dict[str, list[Cell]]) -> list[str]:
     medians = [float(np.mean([cell["energy"][1] for cell in cells])) for cells in (theirs, ours)]
     ratio = distortions[0] / distortions[1]
     floor = ours[0]["distortion_floor"]
-    near = " Ours is below the floor, where differences mean nothing." if distortions[1] < floor else ""
+    who = "Both are" if max(distortions) < floor else "Ours is"
+    near = f" {who} below the floor, where differences mean nothing." if distortions[1] < floor else ""
     difference = medians[1] - medians[0]
     return [
         f"{ROWS[FULL].title} against {ROWS[BASELINE].title}: distance distortion {distortions[0]:.3g} to "
