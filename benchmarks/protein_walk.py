@@ -51,15 +51,15 @@ TEMPERATURE, HOT, WARM = 300.0, 420.0, 400.0  # K; of the chains, of dynamics to
 TIMESTEP, FRICTION = 0.004, 1.0  # ps, 1/ps, of Langevin dynamics alone; hydrogens have 3 amu
 WALK_TIMESTEP, WALK_FRICTION = 0.002, 5.0  # ps, 1/ps, of that between scans
 HYDROGEN_MASS = 3.0
-EQUILIBRATION = 10_000  # steps, after minimisation
+EQUILIBRATION = 40_000  # steps of Langevin dynamics alone, after minimisation
 TURN = 20.0  # s
 KERNEL = LatentWalk(
     n_proposals=128, blocks=("side_chain", "backbone"), shares=(0.9, 0.1), step={"backbone": 0.05},
-    fraction_independence=0.01,
+    fraction_independence=0.01, n_candidates=32,
 )  # fmt: skip
 INTERVAL = 50  # steps between two scans, and between two frames of Langevin dynamics alone
 TUNING_SCANS = 200
-JUMPS = 0.3  # probability of another rotamer in a frame to train on
+JUMPS = 0.8  # probability of another rotamer in a frame to train on
 STATES_KEPT = 32  # every so many of a scan, to train on
 
 
@@ -102,9 +102,9 @@ def compare(molecule: MolecularSystem, generator: BoltzmannGenerator, seconds: f
     choice = choose_platform(molecule.system, molecule.positions, task="dynamics")
     walk = Chain(_simulation(molecule, choice, TEMPERATURE, WALK_TIMESTEP, WALK_FRICTION, 1))
     alone = Chain(_simulation(molecule, choice, TEMPERATURE, TIMESTEP, FRICTION, 2))
-    _equilibrate(walk.simulation, molecule, 200 if quick else EQUILIBRATION)
-    state = walk.simulation.context.getState(positions=True, velocities=True)
-    alone.simulation.context.setState(state)
+    _equilibrate(alone.simulation, molecule, 200 if quick else EQUILIBRATION)
+    state = alone.simulation.context.getState(positions=True, velocities=True)
+    walk.simulation.context.setState(state)
     sampling = BoltzmannGeneratorSampling(
         walk.simulation, generator, INTERVAL, kernel=KERNEL, energies=_energies(choice), seed=3
     )
