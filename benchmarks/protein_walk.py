@@ -54,11 +54,11 @@ HYDROGEN_MASS = 3.0
 EQUILIBRATION = 40_000  # steps of Langevin dynamics alone, after minimisation
 TURN = 20.0  # s
 KERNEL = LatentWalk(
-    n_proposals=128, blocks=("side_chain", "backbone"), shares=(0.9, 0.1), step={"backbone": 0.05},
-    fraction_independence=0.01, n_candidates=32,
+    n_proposals=256, blocks=("side_chain", "backbone"), shares=(0.95, 0.05), step={"backbone": 0.1},
+    fraction_independence=0.005, n_candidates=32,
 )  # fmt: skip
 INTERVAL = 50  # steps between two scans, and between two frames of Langevin dynamics alone
-TUNING_SCANS = 200
+TUNING_SCANS = 150
 JUMPS = 0.8  # probability of another rotamer in a frame to train on
 STATES_KEPT = 32  # every so many of a scan, to train on
 
@@ -199,6 +199,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         + ".",
         f"Independence proposals: {independence['n_accepted']} of {independence['n_proposed']} accepted; the best of "
         f"them was {-independence['best_log_weight_less_current']:,.0f} kT short of the current state.",
+        _changes(result["walk"], result["langevin"]),
         f"Mean energies differ by {difference:.1f} +- {error:.1f} kJ/mol. Populations of the chi1 rotamers of residues "
         f"that both chains resolve differ by {_root_mean_square(z):.2f} standard errors (root mean square of {len(z)}, "
         f"largest {max(map(abs, z), default=0.0):.1f}).",
@@ -206,6 +207,22 @@ def tables(result: dict[str, Any]) -> list[Table]:
         "enough to know it (else nan), between 95 % bounds that count rotamer changes.",
     ]
     return [Table("Relaxation of chi1", rows, notes)]
+
+
+def _changes(walk: dict[str, Any], alone: dict[str, Any]) -> str:
+    """How often rotamers changed, residue by residue."""
+    counts = np.array([walk["n_transitions"], alone["n_transitions"]], dtype=float)
+    moved = counts.sum(axis=0) > 0
+    rates = (counts[:, moved] + 0.5) / np.array([[walk["seconds"]], [alone["seconds"]]])
+    slowest = np.argsort(rates.sum(axis=0))[: max(1, round(0.1 * moved.sum()))]
+    sums = counts[:, moved][:, slowest].sum(axis=1) / np.array([walk["seconds"], alone["seconds"]])
+    return (
+        f"Of {counts.shape[1]} residues with chi1, {np.count_nonzero(counts[0])} changed their rotamer in the walk, "
+        f"{np.count_nonzero(counts[1])} in Langevin dynamics alone, {np.count_nonzero(~moved)} in neither. Of the "
+        f"others {np.count_nonzero(rates[0] > rates[1])} changed more often per second in the walk, by a factor of "
+        f"{np.median(rates[0] / rates[1]):.1f} in the median; the slowest tenth of them {60.0 * sums[0]:.2f} times a "
+        f"minute in the walk and {60.0 * sums[1]:.2f} alone."
+    )
 
 
 def _inputs(run: Path | None, scratch: Path, quick: bool) -> tuple[MolecularSystem, BoltzmannGenerator]:
