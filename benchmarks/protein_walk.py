@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +53,13 @@ WALK_TIMESTEP, WALK_FRICTION = 0.002, 5.0  # ps, 1/ps, of that between scans
 HYDROGEN_MASS = 3.0
 EQUILIBRATION = 40_000  # steps of Langevin dynamics alone, after minimisation
 TURN = 20.0  # s
+FEWEST_FRAMES = 12
 KERNEL = LatentWalk(
-    n_proposals=256, blocks=("side_chain", "backbone"), shares=(0.95, 0.05), step={"backbone": 0.1},
+    n_proposals=512, blocks=("side_chain", "backbone"), shares=(0.95, 0.05), step={"backbone": 0.1},
     fraction_independence=0.005, n_candidates=32,
 )  # fmt: skip
-INTERVAL = 50  # steps between two scans, and between two frames of Langevin dynamics alone
-TUNING_SCANS = 150
+INTERVAL = 200  # steps between two scans, which draw velocities anew, and between two frames of Langevin alone
+TUNING_SCANS = 70
 JUMPS = 0.8  # probability of another rotamer in a frame to train on
 STATES_KEPT = 32  # every so many of a scan, to train on
 
@@ -105,16 +106,17 @@ def compare(molecule: MolecularSystem, generator: BoltzmannGenerator, seconds: f
     _equilibrate(alone.simulation, molecule, 200 if quick else EQUILIBRATION)
     state = alone.simulation.context.getState(positions=True, velocities=True)
     walk.simulation.context.setState(state)
+    kernel = replace(KERNEL, n_proposals=64) if quick else KERNEL
     sampling = BoltzmannGeneratorSampling(
-        walk.simulation, generator, INTERVAL, kernel=KERNEL, energies=_energies(choice), seed=3
+        walk.simulation, generator, INTERVAL, kernel=kernel, energies=_energies(choice), seed=3
     )
     begin = time.perf_counter()
     tuning = tune_in_simulation(sampling, n_scans=10 if quick else TUNING_SCANS)
     tuned = time.perf_counter() - begin
     acceptance = AcceptanceByKind()
     n_evaluations = 0
-    while min(walk.seconds, alone.seconds) < seconds:
-        turn = min(TURN, seconds - walk.seconds)
+    while min(walk.seconds, alone.seconds) < seconds or len(walk.chi) < FEWEST_FRAMES:
+        turn = max(1.0, min(TURN, seconds - walk.seconds))
         begin = time.perf_counter()
         while time.perf_counter() - begin < turn:
             sampling.step(INTERVAL)
@@ -237,7 +239,7 @@ def _inputs(run: Path | None, scratch: Path, quick: bool) -> tuple[MolecularSyst
     )  # fmt: skip
     frames = data.positions.reshape(-1, *molecule.positions.shape)
     first = _fitted(molecule, frames, quick)
-    walked = _walked(MolecularSystem(molecule.system, molecule.topology, frames[-1]), first, 2 if quick else 200)
+    walked = _walked(MolecularSystem(molecule.system, molecule.topology, frames[-1]), first, 2 if quick else 100)
     return molecule, _fitted(molecule, np.concatenate([frames, walked]), quick)
 
 
