@@ -60,7 +60,7 @@ KERNEL = LatentWalk(
 )  # fmt: skip
 INTERVAL = 200  # steps between two scans, which draw velocities anew, and between two frames of Langevin alone
 TUNING_SCANS = 70
-JUMPS = 0.8  # probability of another rotamer in a frame to train on
+JUMPS = 0.3  # probability of another rotamer in a frame to train on
 STATES_KEPT = 32  # every so many of a scan, to train on
 
 

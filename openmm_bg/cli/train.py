@@ -17,7 +17,7 @@ from openmm_bg.training import train as run_training
 from openmm_bg.training.data import TrajectoryData
 from openmm_bg.training.history import TrainingHistory
 
-_ROTAMER_JUMPS = 0.8  # of a generator that only walks: within a well dynamics does what is needed
+_ROTAMER_JUMPS = 0.3  # of a generator that only walks: what it has no weights to lose for
 _MOST_STEPS = 100_000  # of reduced coordinates; time, or the data held out, ends the training before
 
 

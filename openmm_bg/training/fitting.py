@@ -61,8 +61,8 @@ def fit(
         Share of each chain that is held out.
     rotamer_jumps : float
         Probability with which each side chain of a frame is shown in another rotamer. For generators of reduced
-        coordinates that are to walk: 0.8 makes most of what they propose another rotamer than the frames have. The
-        density is then no longer that of the frames, which costs a reweighted generator its weights.
+        coordinates that are to walk: 0.3 lets them propose rotamers that the frames do not have. The density is then
+        no longer that of the frames, which costs a reweighted generator its weights.
     folder : path, optional
         Where a checkpoint is kept; a run that was interrupted (Ctrl-C) goes on from there.
     progress : bool or callable
