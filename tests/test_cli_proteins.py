@@ -195,7 +195,7 @@ def test_the_walk_is_tuned_before_the_chain_and_fixed(walked) -> None:
     assert "Walk tuned and fixed" in result.stdout
     folder = RunFolder.open(path)
     tuned = restored_kernel(folder.phases["tune"]["kernel"])
-    assert tuned.tuning.n_scans >= 20
+    assert tuned.tuning.n_scans >= 40
     assert tuned.tuning.temperature == 300.0
     chain = Chain.load(folder.chain_file)
     np.testing.assert_array_equal(np.flatnonzero(~chain.proposed), np.arange(0, len(chain), 25))

@@ -23,7 +23,7 @@ from openmm_bg.training.data import write_npz
 
 _STEPS_SHOWN = 100
 _TIMED_SCANS = 2
-_FEWEST_SCANS, _MOST_SCANS = 20, 400
+_FEWEST_SCANS, _MOST_SCANS = 40, 400
 
 
 def equilibrate(
