@@ -60,7 +60,7 @@ def trained(molecule: MolecularSystem, data: TrajectoryData, options: argparse.N
         molecule.system, molecule.topology, backend="openmm" if options.quick else "auto"
     ) as potential:
         history = train(
-            generator, potential, data=data, stages=paper_stages(0.001) if options.quick else "paper",
+            generator, potential, data=data, stages=paper_stages(0.0005) if options.quick else "paper",
             max_seconds=None if options.quick else options.seconds,
             max_evaluations=1_000 if options.quick else None, folder=options.folder / "training", seed=options.seed,
         )  # fmt: skip
