@@ -106,7 +106,8 @@ def compare(molecule: MolecularSystem, generator: BoltzmannGenerator, seconds: f
     _equilibrate(alone.simulation, molecule, 200 if quick else EQUILIBRATION)
     state = alone.simulation.context.getState(positions=True, velocities=True)
     walk.simulation.context.setState(state)
-    kernel = replace(KERNEL, n_proposals=64) if quick else KERNEL
+    drawn_only = replace(KERNEL, n_proposals=64, blocks=("side_chain",), shares=None, step=1.0)  # nothing to tune
+    kernel = drawn_only if quick else KERNEL
     sampling = BoltzmannGeneratorSampling(
         walk.simulation, generator, INTERVAL, kernel=kernel, energies=_energies(choice), seed=3
     )
@@ -196,7 +197,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         f"{result['platform']}, alone at {1000 * TIMESTEP:g} fs and {FRICTION:g}/ps, between scans at "
         f"{1000 * WALK_TIMESTEP:g} fs and {WALK_FRICTION:g}/ps; energies of the proposals: {result['energies']}.",
         f"Acceptance in production, with the steps that {tuning.n_scans} scans of equilibration found and fixed "
-        f"(backbone step {tuning.step[1]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of it: "
+        f"(backbone step {tuning.step[-1]:.3g}): {reached}. In the last {tuning.n_fixed_scans} scans of it: "
         + ", ".join(f"{kind} {value:.1%}" for kind, value in zip(tuning.kinds, tuning.acceptance, strict=True))
         + ".",
         f"Independence proposals: {independence['n_accepted']} of {independence['n_proposed']} accepted; the best of "
