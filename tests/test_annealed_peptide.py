@@ -37,6 +37,8 @@ def test_a_forgotten_work_is_seen_at_eight_sigma(
 ) -> None:
     try:
         found, _ = with_generator(lambda _: WithoutWork(16, 1, LatentHMC(0.1)))
-    except IntegratorMoveError:  # it took a clash from which no dynamics goes on
+    except IntegratorMoveError as error:  # it took a clash from which no dynamics goes on
+        if "NaN" not in str(error):
+            raise
         return
     assert difference(found, plain_dynamics) > 8.0

@@ -14,7 +14,7 @@ from openmm import unit
 
 from openmm_bg.analysis.dihedrals import backbone_pairs, ramachandran_angles
 from openmm_bg.cli.frames import FrameKeeper
-from openmm_bg.cli.terminal import Report
+from openmm_bg.cli.terminal import Report, say
 from openmm_bg.density import FloatArray, ProposalDensity
 from openmm_bg.potentials import BackendMismatch, PlatformChoice, TorchBackend, UnsupportedForce
 from openmm_bg.report.records import Chain
@@ -202,7 +202,8 @@ def energy_source(system: openmm.System, kernel: Kernel, platform: PlatformChoic
         return "openmm"
     try:
         TorchBackend(system).close()
-    except (UnsupportedForce, BackendMismatch):
+    except (UnsupportedForce, BackendMismatch) as error:
+        say(f"[yellow]Energies of the walk's proposals by OpenMM, one by one, because torch cannot: {error}[/]")
         return "openmm"
     return "compiled"
 
