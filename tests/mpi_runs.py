@@ -1,6 +1,7 @@
 """Replica exchange of a harmonic oscillator over temperatures, in as many MPI processes as there are.
 
     mpiexec -n 2 python -m mpi4py tests/mpi_runs.py FOLDER SAMPLER [...] [--iterations N] [--mutant M] [--fail HOW]
+    mpiexec -n 2 python -m mpi4py tests/mpi_runs.py FOLDER SAMPLER --resume
 
 Every process leaves FOLDER/SAMPLER.RANK.json: the counts of the moves as it knows them; the first one adds the reduced
 energies of each state in each iteration. "unmixed" is replica exchange without exchanges.
@@ -34,6 +35,7 @@ from openmm_bg.testing import GaussianDensity
 
 TEMPERATURES = (300.0, 340.0, 380.0)
 N_PROPOSALS = 4
+DELAY = 3.0  # s
 WIDTH = 0.01  # nm; that of the oscillator is 0.0077 at 300 K
 multistate.MultiStateSampler._global_citation_silence = True
 
@@ -73,7 +75,7 @@ def run(folder: Path, kind: str, iterations: int, mutant: str, fail: str) -> Non
         sampler = multistate.ReplicaExchangeSampler(**options, **mixing)
     system = testsystems.HarmonicOscillator()
     states = [ThermodynamicState(system.system, t * unit.kelvin) for t in TEMPERATURES]
-    reporter = DurableReporter(folder / f"{kind}.nc", checkpoint_interval=1000)
+    reporter = DurableReporter(folder / f"{kind}.nc", checkpoint_interval=iterations)
     sampler.create(states, [SamplerState(system.positions)], storage=reporter)
     sampler.run()
     moves = sampler.mcmc_moves[: len(states)]
@@ -92,6 +94,23 @@ def run(folder: Path, kind: str, iterations: int, mutant: str, fail: str) -> Non
     (folder / f"{kind}.{rank}.json").write_text(json.dumps(counts))
 
 
+class LateReporter(DurableReporter):
+    """The second process comes to read the storage when the first one has long read it."""
+
+    def storage_exists(self, skip_size: bool = False) -> bool:
+        if mpiplus.get_mpicomm().rank == 1:
+            time.sleep(DELAY)
+        return bool(super().storage_exists(skip_size))
+
+
+def resume(folder: Path, kind: str, iterations: int) -> None:
+    """Go on with what `run` has stored."""
+    reporter = LateReporter(folder / f"{kind}.nc", checkpoint_interval=1)
+    sampler = multistate.ReplicaExchangeSampler.from_storage(reporter)
+    sampler.extend(iterations)
+    (folder / f"{kind}.{mpiplus.get_mpicomm().rank}.json").write_text(json.dumps(sampler.iteration))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -99,6 +118,7 @@ if __name__ == "__main__":
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--mutant", default="", choices=["", "no density"])
     parser.add_argument("--fail", default="", choices=["", "move", "exit"])
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--replicas", type=int, default=len(TEMPERATURES))
     arguments = parser.parse_args()
     try:
@@ -109,5 +129,8 @@ if __name__ == "__main__":
         raise
     if arguments.fail == "exit" and mpiplus.get_mpicomm().rank == 1:
         sys.exit("The second process ends itself.")
+    if arguments.resume:
+        resume(arguments.folder, *arguments.samplers, arguments.iterations)
+        sys.exit()
     for name in arguments.samplers:
         run(arguments.folder, name, arguments.iterations, arguments.mutant, arguments.fail)

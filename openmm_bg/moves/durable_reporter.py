@@ -63,6 +63,8 @@ class DurableReporter(MultiStateReporter):
     Notes
     -----
     Covers the death of the process, not of the machine: nothing is forced from the operating system's memory to disk.
+    openmmtools reads a storage in every MPI process, and does not wait for the others before the first one writes. Here
+    that one writes when it has sampler states to store, for which all of them have worked.
     Costs twice the time and the space of storing.
     """
 
@@ -70,6 +72,7 @@ class DurableReporter(MultiStateReporter):
     _failed = False
     _iteration = 0
     _new: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # how to open a storage that does not exist yet
+    _later: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same of one that others may still be reading
     _moves: list[MCMCMove]
     _handlers: dict[signal.Signals, Any]
 
@@ -102,12 +105,23 @@ class DurableReporter(MultiStateReporter):
         if mode == "w":
             self._calls, self._failed, self._moves, self._new = [], False, [], (args, kwargs)
             return
-        self._open_files(mode, not os.path.exists(self.filepath), args, kwargs)
+        atexit.register(_close, weakref.ref(self))  # while modules are still there: closing writes
+        mpi = mpiplus.get_mpicomm()
+        if mpi is not None and mpi.size > 1 and os.path.exists(self.filepath):
+            self._open_later(args, kwargs)
+        else:
+            self._open_files(mode, not os.path.exists(self.filepath), args, kwargs)
 
     def close(self) -> None:
         """Close all files; the storage is clean then, unless writing failed before."""
         if self._new is not None:
             self._abandon()
+        if self._later is not None:
+            try:
+                self._append()
+            except OSError as error:
+                _logger.warning("%s", error)
+                return
         duplicate, self._copy = self._copy, None
         if duplicate is None:
             super().close()
@@ -132,6 +146,8 @@ class DurableReporter(MultiStateReporter):
     def write_sampler_states(self, sampler_states: list[Any], iteration: int) -> None:
         """Write as `MultiStateReporter` does."""
         self._iteration = iteration
+        if self._later is not None:
+            self._append()
         self._write("write_sampler_states", sampler_states, iteration)
 
     def write_replica_thermodynamic_states(self, *args: Any) -> None:
@@ -196,7 +212,25 @@ class DurableReporter(MultiStateReporter):
             self._safe.release()
             raise self._explained(error, "open") from error
         self._calls, self._failed, self._copy = [], False, duplicate
-        atexit.register(_close, weakref.ref(self))  # while modules are still there: closing writes
+
+    def _open_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Become the writer, but only read until `_append`."""
+        try:
+            self._repair()
+            super().open("r", *args, **kwargs)
+        except (OSError, RuntimeError):
+            self._safe.release()
+            raise
+        self._calls, self._failed, self._later = [], False, (args, kwargs)
+
+    def _append(self) -> None:
+        """Open the storage that `_open_later` reads, and write what was to be written."""
+        assert self._later is not None
+        calls, (args, kwargs), self._later = self._calls, self._later, None
+        super().close()
+        self._open_files("a", False, args, kwargs)
+        for name, values in calls:
+            self._write(name, *values)
 
     def _create(self) -> None:
         """Create the storage and write what was to be written, unless it can not be simulated."""
@@ -209,6 +243,7 @@ class DurableReporter(MultiStateReporter):
             self._end_delays()
             raise
         calls, (args, kwargs), self._new = self._calls, self._new, None
+        atexit.register(_close, weakref.ref(self))  # while modules are still there: closing writes
         self._open_files("w", True, args, kwargs)
         for name, values in calls:
             self._write(name, *values)
@@ -219,7 +254,7 @@ class DurableReporter(MultiStateReporter):
         self._safe.discard()
 
     def _write(self, name: str, *args: Any) -> None:
-        if self._new is not None:
+        if self._new is not None or self._later is not None:
             self._calls.append((name, copy.deepcopy(args)))
             return
         if self._copy is None:
