@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from openmm_bg.flows import FlowConfig, SplineFlow
+from openmm_bg.flows.frozen import FlowWithFrozen
 from openmm_bg.flows.layout import Layout, Place
 from openmm_bg.flows.split_config import SplitConfig
 from openmm_bg.flows.split_flow import SplitFlow
 
-Flow = SplineFlow | SplitFlow
+Flow = SplineFlow | SplitFlow | FlowWithFrozen
 
 
 def chain(
@@ -51,6 +52,14 @@ def split(layout: Layout, config: SplitConfig) -> Callable[[int], Flow]:
     return lambda seed: SplitFlow(layout, config, seed)
 
 
+def partly_frozen(layout: Layout, config: FlowConfig | SplitConfig) -> Callable[[int], Flow]:
+    """Every third linear feature is frozen."""
+    linear = tuple(place._replace(generated=i % 3 != 1) for i, place in enumerate(layout.linear))
+    whole = Layout(layout.circular, linear, layout.split)
+    kind = SplitFlow if isinstance(config, SplitConfig) else SplineFlow
+    return lambda seed: FlowWithFrozen(kind(whole.generated(), config, seed), whole)  # type: ignore[arg-type]
+
+
 SPLINE = FlowConfig(2, 5, 8, 2, 5, 8, 8, group_size=4)
 SPLIT = SplitConfig(3, 5, 2, 5, 8, 4, affine_hidden=8, group_size=4)
 FLOWS: dict[str, Callable[[int], Flow]] = {
@@ -75,6 +84,11 @@ FLOWS: dict[str, Callable[[int], Flow]] = {
     "split, no couplings": split(chain(2), replace(SPLIT, torsion_layers=0, linear_layers=0)),
     "split, von Mises": split(chain(2), replace(SPLIT, concentration=2.0)),
     "split, temperatures": split(chain(2, n_side=2), replace(SPLIT, temperature_range=(300.0, 600.0))),
+    "spline, partly frozen": partly_frozen(chain(3), SPLINE),
+    "partly frozen split, side chains apart": partly_frozen(chain(3, n_chi=2, n_side=5, split=True), SPLIT),
+    "partly frozen split, temperatures": partly_frozen(
+        chain(2, n_side=2), replace(SPLIT, temperature_range=(300.0, 600.0))
+    ),
 }
 WITH_TEMPERATURE = [name for name in FLOWS if "temperatures" in name]
 SPLIT_FLOWS = [name for name in FLOWS if name.startswith("split")]
@@ -301,11 +315,31 @@ def test_untrained_flows_only_whiten(name: str) -> None:
     generator = torch.Generator().manual_seed(4)
     mixing = torch.randn(flow.n_linear, flow.n_linear, generator=generator, dtype=torch.float64)
     data = torch.randn(4000, flow.n_linear, generator=generator, dtype=torch.float64) @ mixing + 5.0
-    flow.standardise(data)
+    flow.standardise(torch.zeros(4000, flow.n_circular, dtype=torch.float64), data)
     latent, _ = flow.inverse(torch.zeros(4000, flow.n_circular, dtype=torch.float64), data)
     white = latent[:, flow.n_circular :]
     torch.testing.assert_close(white.mean(0), torch.zeros(flow.n_linear).double(), rtol=0.0, atol=1e-6)
     torch.testing.assert_close(white.std(0), torch.ones(flow.n_linear).double(), rtol=0.0, atol=0.05)
+
+
+@pytest.mark.parametrize("n_layers", [2, 3, 4])
+@pytest.mark.parametrize("apart", [False, True])
+def test_split_flow_starts_from_the_distributions_of_single_torsions(n_layers: int, apart: bool) -> None:
+    config = replace(SPLIT, torsion_layers=n_layers, torsion_bins=16)
+    flow = split(chain(3, n_chi=2, split=apart), config)(0).double()
+    rng = np.random.default_rng(3)
+    centres, spread = rng.uniform(-math.pi, math.pi, flow.n_circular), rng.uniform(0.05, 0.5, flow.n_circular)
+    torsions = centres + spread * rng.normal(size=(20_000, flow.n_circular))
+    torsions = torch.as_tensor(np.remainder(torsions + math.pi, 2.0 * math.pi) - math.pi)
+    linear = torch.as_tensor(rng.normal(size=(20_000, flow.n_linear)))
+    flow.standardise(torsions[:10_000], linear[:10_000])
+    entropy = float(np.log(np.sqrt(2.0 * math.pi * math.e) * spread).sum())
+    found = float(flow.torsion_log_prob(torsions[10_000:]).mean().detach())
+    assert found == pytest.approx(-entropy, abs=0.15 * flow.n_circular)
+    before = {key: value.clone() for key, value in flow.torsion_stacks.state_dict().items()}
+    flow.standardise(torsions + 1.0, torch.as_tensor(rng.normal(size=(20_000, flow.n_linear))))
+    for key, value in flow.torsion_stacks.state_dict().items():  # what is learned stays
+        torch.testing.assert_close(value, before[key], rtol=0.0, atol=0.0)
 
 
 def circle_grid(n: int) -> Tensor:

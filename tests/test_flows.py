@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from openmm_bg.flows import FlowConfig, Layout, SplineFlow, default_config
 from openmm_bg.flows.affine import ConditionalAffine
 from openmm_bg.flows.conditioner import LocalConditioner
 from openmm_bg.flows.couplings import CircularCoupling, LinearCoupling, circular_embedding
-from openmm_bg.flows.splines import n_parameters, rational_quadratic
+from openmm_bg.flows.splines import circular_marginal, n_parameters, rational_quadratic
 
 SMALL = {"torsion_hidden": 8, "linear_hidden": 8, "affine_hidden": 8, "torsion_bins": 5, "linear_bins": 5}
 FLOWS: dict[str, tuple[list[int], list[int], FlowConfig]] = {
@@ -47,7 +48,7 @@ def stirred(module: nn.Module, seed: int = 1, strength: float = 0.2) -> nn.Modul
         for name, buffer in module.named_buffers():
             if "colouring" in name:
                 noise = torch.randn(buffer.shape, generator=generator, dtype=torch.float64)
-                buffer.copy_((0.3 * noise).tril(-1) + torch.diag(0.5 + noise.diagonal().abs()))
+                buffer.copy_((0.3 * noise).tril(-1) + torch.diag_embed(0.5 + noise.diagonal(dim1=-2, dim2=-1).abs()))
             elif "mean" in name:
                 buffer += torch.randn(buffer.shape, generator=generator, dtype=torch.float64)
     return module
@@ -193,7 +194,7 @@ def test_whitening_takes_mean_and_covariance_of_the_data() -> None:
     generator = torch.Generator().manual_seed(4)
     mixing = torch.randn(10, 10, generator=generator, dtype=torch.float64)
     data = torch.randn(4000, 10, generator=generator, dtype=torch.float64) @ mixing + 5.0
-    flow.standardise(data)
+    flow.standardise(torch.zeros(4000, 5), data)
     untouched = torch.zeros(4000, 5)  # at zero weights only the whitening acts on linear features
     latent, _ = flow.inverse(untouched, data.float())
     torch.testing.assert_close(latent[:, 5:].mean(0), torch.zeros(10), rtol=0.0, atol=1e-3)
@@ -278,6 +279,35 @@ def test_splines_are_monotone_bijections_with_the_stated_slope(circular: bool, s
     )
     torch.testing.assert_close(back, x.detach(), rtol=0.0, atol=1e-7)
     torch.testing.assert_close(inverse_log_slope, -log_slope.detach(), rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.3, 2.0, math.inf], ids=["narrow", "peak", "wide", "uniform"])
+@pytest.mark.parametrize("n_peaks", [1, 3])
+def test_spline_of_a_marginal_takes_the_uniform_density_to_that_of_the_angles(spread: float, n_peaks: int) -> None:
+    """Peaks that lie across the cut at pi; what they turn into has the quantiles of the uniform density."""
+    rng = np.random.default_rng(2)
+    peaks = 3.0 + 2.0 * math.pi / n_peaks * rng.integers(n_peaks, size=20_000)
+    noise = rng.uniform(-math.pi, math.pi, 20_000) if math.isinf(spread) else spread * rng.normal(size=20_000)
+    angles = torch.as_tensor(np.remainder(peaks + noise + math.pi, 2.0 * math.pi) - math.pi)
+    centre, parameters = circular_marginal(angles[:10_000], 16)
+    around = torch.remainder(angles[10_000:] - centre + math.pi, 2.0 * math.pi) - math.pi
+    columns = parameters[:, None].expand(-1, len(around))
+    latent, log_slope = rational_quadratic(around, columns, bound=math.pi, circular=True, inverse=True)
+    quantiles = (latent.sort().values / math.pi + 1.0) / 2.0
+    expected = (torch.arange(len(latent)) + 0.5) / len(latent)
+    assert float((quantiles - expected).abs().max()) < 0.06  # bins are not flat, and some span gaps between peaks
+    likelihood = float(log_slope.mean()) - math.log(2.0 * math.pi)
+    if n_peaks == 1 and spread < 1.0:
+        assert likelihood == pytest.approx(-0.5 * math.log(2.0 * math.pi * math.e * spread**2), abs=0.1)
+
+
+def test_spline_of_angles_that_are_all_the_same_is_finite() -> None:
+    centre, parameters = circular_marginal(torch.full((50,), 1.0), 8)
+    assert centre == pytest.approx(1.0)
+    x = torch.linspace(-math.pi, math.pi, 101).double()
+    y, log_slope = rational_quadratic(x, parameters[:, None].expand(-1, 101), bound=math.pi, circular=True)
+    assert bool((y.diff() > 0.0).all())
+    assert bool(log_slope.isfinite().all())
 
 
 def test_circular_splines_join_smoothly_at_the_cut() -> None:

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--systems", nargs="+", choices=CASES, metavar="NAME", help=f"of {', '.join(CASES)}")
     found.add_argument("--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"of {', '.join(ROWS)}")
     found.add_argument("--seeds", type=int, help="of each row (default: 3, 3, 1 and 1)")
-    found.add_argument("--seconds", type=float, help="training time of each row (default: 30, 40, 240 and 240)")
+    found.add_argument("--seconds", type=float, help="training time of each row (default: 30, 40, 360 and 360)")
     found.add_argument("--structure", type=Path, help="PDB file of 1PGA; without it protein G is left out")
     found.add_argument("--output", type=Path, default=Path("build/paper"), help="dynamics and cells (%(default)s)")
     found.add_argument("--results", type=Path, help=f"tables (default: {RESULTS.name}/ of the benchmarks)")

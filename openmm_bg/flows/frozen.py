@@ -97,9 +97,12 @@ class FlowWithFrozen(nn.Module):
         self.generated.set_temperature(temperature)
 
     @torch.no_grad()
-    def standardise(self, linear: Tensor) -> None:
-        """Take mean and covariance of the frozen features, and the flow's whitening, from data, (n, n_linear)."""
-        self.generated.standardise(linear[:, self._generated_columns])
+    def standardise(self, torsions: Tensor, linear: Tensor) -> None:
+        """Take mean and covariance of the frozen features, and the flow's whitening, from data.
+
+        Shapes (n, n_circular) and (n, n_linear).
+        """
+        self.generated.standardise(torsions, linear[:, self._generated_columns])
         frozen = linear[:, self._frozen_columns].double()
         self.mean.copy_(frozen.mean(0))
         values = nn.functional.pad(frozen - frozen.mean(0), (0, 1))[:, self._index].transpose(0, 1)  # group, n, width

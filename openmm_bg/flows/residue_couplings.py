@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from openmm_bg.flows.affine import ConditionalAffine
 from openmm_bg.flows.couplings import circular_embedding, embedding_rows
 from openmm_bg.flows.gated_attention import ResidueHeads, ResidueNetwork, Sizes
-from openmm_bg.flows.splines import n_parameters, rational_quadratic
+from openmm_bg.flows.splines import circular_marginal, n_parameters, rational_quadratic
 
 
 class Setting(NamedTuple):
@@ -46,7 +46,10 @@ class Setting(NamedTuple):
 
 
 class ResidueCoupling(nn.Module):
-    """Splines of active rows, on circles followed by a fixed shift, given what a network over residues sees.
+    """Splines of active rows, given what a network over residues sees.
+
+    On circles they are followed by a shift: a fixed one, and one that the network gives. It moves a narrow peak as a
+    whole, which takes all parameters of a spline at once.
 
     Parameters
     ----------
@@ -76,7 +79,7 @@ class ResidueCoupling(nn.Module):
         self._bound, self._circular = bound, circular
         self.register_buffer("_active", torch.tensor(flat, dtype=torch.long), persistent=False)
         self.network = network
-        self.heads = ResidueHeads([len(rows) for rows in active], size, setting.sizes.width)
+        self.heads = ResidueHeads([len(rows) for rows in active], size + circular, setting.sizes.width)
         # the spline where nothing is known of the other rows
         self.marginal = nn.Parameter(torch.zeros(size, len(flat), 1))
         shift = (2.0 * torch.rand(len(flat), 1, generator=setting.generator) - 1.0) * math.pi if circular else None
@@ -85,24 +88,43 @@ class ResidueCoupling(nn.Module):
     _active: Tensor
     shift: Tensor | None
 
+    @torch.no_grad()
+    def standardise(self, rows: Tensor, done: set[int]) -> None:
+        """Start from the splines of single torsions of data, shape (d, n), of rows not yet done; add to these."""
+        assert self.shift is not None  # on circles
+        for place, row in enumerate(self._active.tolist()):
+            if row not in done:
+                centre, parameters = circular_marginal(rows[row], (len(self.marginal)) // 3)
+                self.shift[place] = centre
+                self.marginal[:, place, 0] = parameters.to(self.marginal)
+        done.update(self._active.tolist())
+
     def forward(self, rows: Tensor, seen: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features of latents, shape (d, n), given the conditioning input and the states of residues."""
         start = rows.index_select(0, self._active)
-        moved, log_slope = self._spline(start, seen, context, inverse=False)
-        if self.shift is not None:
-            moved = _wrap(moved + self.shift)
+        parameters, shift = self._conditioned(start, seen, context)
+        moved, log_slope = self._spline(start, parameters, inverse=False)
+        if shift is not None:
+            moved = _wrap(moved + shift)
         return rows.index_copy(0, self._active, moved), log_slope.sum(0)
 
     def inverse(self, rows: Tensor, seen: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Latents of features, and ln |d latent / d features|."""
         start = rows.index_select(0, self._active)
-        if self.shift is not None:
-            start = _wrap(start - self.shift)
-        moved, log_slope = self._spline(start, seen, context, inverse=True)
+        parameters, shift = self._conditioned(start, seen, context)
+        if shift is not None:
+            start = _wrap(start - shift)
+        moved, log_slope = self._spline(start, parameters, inverse=True)
         return rows.index_copy(0, self._active, moved), log_slope.sum(0)
 
-    def _spline(self, start: Tensor, seen: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        parameters = self.marginal + self.heads(self.network(seen, context), start.dtype)
+    def _conditioned(self, start: Tensor, seen: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Parameters of the splines, and shifts on circles."""
+        out = self.heads(self.network(seen, context), start.dtype)
+        if self.shift is None:
+            return self.marginal + out, None
+        return self.marginal + out[:-1], self.shift + out[-1]
+
+    def _spline(self, start: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return rational_quadratic(start, parameters, bound=self._bound, circular=self._circular, inverse=inverse)
 
 
@@ -140,6 +162,18 @@ class CircularStack(nn.Module):
             seen = [embedding_rows(rows) for rows in passive]
             network = setting.network(seen, alone=apart, with_context=self.encoder is not None)
             self.layers.append(ResidueCoupling(active, network, n_bins, math.pi, True, setting))
+
+    def standardise(self, torsions: Tensor) -> None:
+        """Start from the distributions of single torsions in data, shape (d, n), each in the last layer that has it.
+
+        What has been trained stays as it is.
+        """
+        layers: list[ResidueCoupling] = list(self.layers)  # type: ignore[arg-type]
+        if any(bool(layer.marginal.any()) for layer in layers):
+            return
+        done: set[int] = set()
+        for layer in reversed(layers):
+            layer.standardise(torsions, done)
 
     def forward(self, torsions: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Torsions of latents, shape (d, n), and ln |d torsions / d latent|, given rows of conditions."""

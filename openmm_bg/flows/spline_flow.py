@@ -221,7 +221,7 @@ class SplineFlow(nn.Module):
         return like.new_full((1, like.shape[1]), 2.0 * self._log_ratio / math.log(high / low))
 
     @torch.no_grad()
-    def standardise(self, linear: Tensor) -> None:
+    def standardise(self, torsions: Tensor, linear: Tensor) -> None:
         """Take the fixed whitening of linear features from data, shape (n, n_linear), at the flow's temperature."""
         if self.n_linear:
             linear = linear.T[self._order]

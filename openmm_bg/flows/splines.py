@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 
 MIN_WIDTH = 1e-3
 MIN_SLOPE = 1e-3
+TAILS = 1.5 * MIN_WIDTH
 _SLOPE_OFFSET = math.log(math.expm1(1.0 - MIN_SLOPE))  # softplus of it is a slope of one
 
 
@@ -91,6 +92,36 @@ def rational_quadratic(
         y = torch.where(outside, x, y)
         log_slope = torch.where(outside, 0.0, log_slope)
     return y, log_slope
+
+
+def circular_marginal(angles: Tensor, n_bins: int) -> tuple[float, Tensor]:
+    """Centre of angles on a circle, and the circular spline that takes the uniform density to theirs around it.
+
+    Knots are quantiles, `TAILS` of the angles in the first and in the last bin.
+
+    Parameters
+    ----------
+    angles : Tensor, shape (n,)
+    n_bins : int
+
+    Returns
+    -------
+    centre : float
+        The direction of the mean.
+    parameters : Tensor, shape (n_parameters,), float64
+    """
+    angles = angles.double()
+    centre = float(torch.atan2(angles.sin().mean(), angles.cos().mean()))
+    around = torch.remainder(angles - centre + math.pi, 2.0 * math.pi) - math.pi
+    end = torch.ones(1, dtype=torch.float64)
+    mass = torch.cat([0.0 * end, torch.linspace(TAILS, 1.0 - TAILS, n_bins - 1, dtype=torch.float64), end])
+    knots = torch.cat([-math.pi * end, torch.quantile(around, mass[1:-1]), math.pi * end])
+    widths, heights = mass.diff(), (knots.diff() / (2.0 * math.pi)).clamp_min(1.1 * MIN_WIDTH)
+    heights = heights / heights.sum()
+    steepness = (heights / widths).log()
+    slopes = (0.5 * (steepness + steepness.roll(1))).exp()
+    raw = [(part - MIN_WIDTH).clamp_min(0.1 * MIN_WIDTH).log() for part in (widths, heights)]
+    return centre, torch.cat([*raw, torch.expm1((slopes - MIN_SLOPE).clamp_min(1e-3)).log() - _SLOPE_OFFSET])
 
 
 def _knots(unconstrained: Tensor, bound: float) -> Tensor:
