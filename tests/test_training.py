@@ -218,6 +218,18 @@ def test_max_evaluations_is_never_exceeded(potential: SystemPotential, limit: in
     assert history.stages[-1]["stopped_because"] == "energy evaluations are used up"
 
 
+def test_without_evaluations_only_the_losses_cost_energies(potential: SystemPotential) -> None:
+    stage = Stage("energies", 4, reverse_kl=1.0, batch_size=16, learning_rate=(1e-3, 1e-3))
+    settings = {"data": hot_data(200), "stages": [stage], "seed": 1, "progress": False}
+    generator, other = untrained(), untrained()
+    frugal = train(generator, potential, evaluation_size=0, **settings)
+    evaluated = train(other, potential, evaluation_size=30, **settings)
+    assert frugal.evaluations == []
+    assert len(evaluated.evaluations) == 1
+    assert evaluated.n_energy_evaluations - frugal.n_energy_evaluations == 30
+    assert generator.content_hash == other.content_hash
+
+
 def test_a_well_that_training_lost_is_reported() -> None:
     generator = untrained(TWO_WELLS)
     keep = Stage("keep", 1, nll=1.0, learning_rate=(1e-9, 1e-9))

@@ -216,7 +216,9 @@ def test_train_without_data_or_a_structure_says_what_to_give() -> None:
         train(generator, potential, progress=False)
 
 
-@pytest.mark.parametrize("options", [{"stages": ()}, {"max_evaluations": 0}, {"max_seconds": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"stages": ()}, {"max_evaluations": 0}, {"max_seconds": -1.0}, {"evaluation_size": -1}], ids=str
+)
 def test_limits_and_recipes_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"stages|max_evaluations is 0|max_seconds is -1"):
+    with pytest.raises(ValueError, match=r"stages|max_evaluations is 0|max_seconds is -1|evaluation_size is -1"):
         run(None, **options)
