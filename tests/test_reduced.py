@@ -273,7 +273,7 @@ def test_frozen_flow_equals_a_loop_over_residues() -> None:
     flow = FlowWithFrozen(SplineFlow(layout.generated(), SMALL), layout)
     rng = np.random.default_rng(0)
     data = torch.tensor(rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)))
-    flow.standardise(torch.zeros(len(data), flow.n_circular), data.float())
+    flow.standardise(data.float())
     latent = torch.tensor(flow.base.draw(7, rng))
     circular, linear, log_det = flow(latent)
     frozen = linear.numpy().copy()

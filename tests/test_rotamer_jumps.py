@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from openmm_bg.generator import BoltzmannGenerator
+from openmm_bg.potentials import SystemPotential
 from openmm_bg.systems import peptide
+from openmm_bg.training import Stage, train
+from openmm_bg.training.dataset import held_out_frames
 from openmm_bg.training.rotamer_jumps import RotamerJumps
 from openmm_bg.training.simulate import simulate
 
@@ -89,6 +92,34 @@ def test_a_rotamer_that_the_data_do_not_have_is_proposed() -> None:
         assert (np.cos(frames - well) > 0.3).all()  # of one well
         shares[rotamer_jumps] = float((np.cos(drawn - well) < 0.0).mean())
     assert shares[0.0] < 0.1
+    assert 0.2 < shares[0.5] < 0.5
+
+
+def test_split_flow_starts_from_the_torsions_that_the_first_stage_shows_it() -> None:
+    """Frames that are held out have another rotamer: it is not among them, turned ones are."""
+    molecule = peptide("ACE-VAL-NME")
+    data = simulate(molecule, 200.0, n_steps=4000, stride=10, n_chains=1, platform="Reference", seed=1)
+    shares = {}
+    for rotamer_jumps in (0.0, 0.5):
+        generator = BoltzmannGenerator.from_system(
+            molecule.system, molecule.topology, 300.0, coordinates="reduced", flow="split",
+            positions=molecule.positions, seed=1,
+        )  # fmt: skip
+        frames = data.positions[0]
+        latents = generator.to_latent(frames)
+        chi = [i for i, kind in enumerate(generator.latent_labels.kind) if kind == "side_chain"]
+        held_out = held_out_frames(len(frames), 0.1)
+        latents[np.ix_(held_out, chi)] += THIRD  # an untrained flow: latents are torsions, shifted
+        stage = Stage("start", 1, nll=1.0, rotamer_jumps=rotamer_jumps, learning_rate=(1e-9, 1e-9), batch_size=4)
+        with SystemPotential(molecule.system, platform="Reference", n_workers=1) as potential:
+            train(
+                generator, potential, data=generator.from_latent(latents), stages=[stage], seed=1, evaluation_size=0,
+                progress=False,
+            )  # fmt: skip
+        well = np.angle(np.exp(1j * chi1(generator, frames)).mean())
+        drawn = chi1(generator, generator.sample(1000, rng=1).positions)
+        shares[rotamer_jumps] = float((np.cos(drawn - well) < 0.0).mean())
+    assert shares[0.0] < 0.02
     assert 0.2 < shares[0.5] < 0.5
 
 

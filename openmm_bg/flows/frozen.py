@@ -97,12 +97,9 @@ class FlowWithFrozen(nn.Module):
         self.generated.set_temperature(temperature)
 
     @torch.no_grad()
-    def standardise(self, torsions: Tensor, linear: Tensor) -> None:
-        """Take mean and covariance of the frozen features, and the flow's whitening, from data.
-
-        Shapes (n, n_circular) and (n, n_linear).
-        """
-        self.generated.standardise(torsions, linear[:, self._generated_columns])
+    def standardise(self, linear: Tensor) -> None:
+        """Take mean and covariance of the frozen features, and the flow's whitening, from data, (n, n_linear)."""
+        self.generated.standardise(linear[:, self._generated_columns])
         frozen = linear[:, self._frozen_columns].double()
         self.mean.copy_(frozen.mean(0))
         values = nn.functional.pad(frozen - frozen.mean(0), (0, 1))[:, self._index].transpose(0, 1)  # group, n, width
@@ -111,6 +108,10 @@ class FlowWithFrozen(nn.Module):
         ridge = torch.where(variances > 0.0, _RIDGE * variances, 1.0).clamp_min(1e-12)
         factor = torch.linalg.cholesky(covariance + torch.diag_embed(ridge))
         self.colouring.copy_(factor * math.exp(-0.5 * self.generated.log_temperature_ratio))
+
+    def start_from(self, torsions: Tensor) -> None:
+        """As that of the flow of the generated features."""
+        self.generated.start_from(torsions)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""

@@ -88,9 +88,8 @@ class ResidueCoupling(nn.Module):
     _active: Tensor
     shift: Tensor | None
 
-    @torch.no_grad()
-    def standardise(self, rows: Tensor, done: set[int]) -> None:
-        """Start from the splines of single torsions of data, shape (d, n), of rows not yet done; add to these."""
+    def start_from(self, rows: Tensor, done: set[int]) -> None:
+        """Take the splines of single torsions, shape (d, n), where they are not yet done; add to what is done."""
         assert self.shift is not None  # on circles
         for place, row in enumerate(self._active.tolist()):
             if row not in done:
@@ -163,17 +162,14 @@ class CircularStack(nn.Module):
             network = setting.network(seen, alone=apart, with_context=self.encoder is not None)
             self.layers.append(ResidueCoupling(active, network, n_bins, math.pi, True, setting))
 
-    def standardise(self, torsions: Tensor) -> None:
-        """Start from the distributions of single torsions in data, shape (d, n), each in the last layer that has it.
-
-        What has been trained stays as it is.
-        """
+    def start_from(self, torsions: Tensor) -> None:
+        """Let new layers start from the distributions of single torsions, shape (d, n)."""
         layers: list[ResidueCoupling] = list(self.layers)  # type: ignore[arg-type]
         if any(bool(layer.marginal.any()) for layer in layers):
             return
         done: set[int] = set()
         for layer in reversed(layers):
-            layer.standardise(torsions, done)
+            layer.start_from(torsions, done)
 
     def forward(self, torsions: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Torsions of latents, shape (d, n), and ln |d torsions / d latent|, given rows of conditions."""

@@ -221,12 +221,15 @@ class SplineFlow(nn.Module):
         return like.new_full((1, like.shape[1]), 2.0 * self._log_ratio / math.log(high / low))
 
     @torch.no_grad()
-    def standardise(self, torsions: Tensor, linear: Tensor) -> None:
+    def standardise(self, linear: Tensor) -> None:
         """Take the fixed whitening of linear features from data, shape (n, n_linear), at the flow's temperature."""
         if self.n_linear:
             linear = linear.T[self._order]
             mean = linear.mean(1, keepdim=True)
             self.affine.standardise(mean + (linear - mean) * math.exp(-0.5 * self._log_ratio))
+
+    def start_from(self, torsions: Tensor) -> None:
+        """Leave the splines as they are: training starts from uniform torsions, whatever those of the data."""
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""

@@ -112,18 +112,21 @@ class SplitFlow(nn.Module):
         return self._log_ratio
 
     @torch.no_grad()
-    def standardise(self, torsions: Tensor, linear: Tensor) -> None:
-        """Take what the training of a new flow starts from, from data at its temperature.
-
-        The whitening of linear features, shape (n, n_linear), is fixed; the splines of single torsions, shape
-        (n, n_circular), are learned from there on.
-        """
-        for stack in self.torsion_stacks:
-            assert isinstance(stack, CircularStack)
-            stack.standardise(torsions.T)
+    def standardise(self, linear: Tensor) -> None:
+        """Take the fixed whitening of linear features from data, shape (n, n_linear), at the flow's temperature."""
         for stack in self.linear_stacks:
             assert isinstance(stack, LinearStack)
             stack.standardise(linear.T, self._log_ratio)
+
+    @torch.no_grad()
+    def start_from(self, torsions: Tensor) -> None:
+        """Let training start from the distributions of single torsions, shape (n, n_circular).
+
+        Each in the last coupling that has it; a flow that has been trained stays as it is.
+        """
+        for stack in self.torsion_stacks:
+            assert isinstance(stack, CircularStack)
+            stack.start_from(torsions.T)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""

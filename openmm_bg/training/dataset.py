@@ -115,7 +115,7 @@ def prepare(
         generator.features.standardise(internal)
         circular, linear, _ = generator.features.encode(internal)
         with generator._held_at(temperature or generator.temperature.value_in_unit(unit.kelvin)):
-            generator.flow.standardise(circular, linear)
+            generator.flow.standardise(linear)
     finally:
         generator.to(device)
     return Dataset(

@@ -23,6 +23,7 @@ from openmm_bg.training.wasserstein import backbone_pairs, distances, w2_baselin
 
 CAP = EnergyCap()
 MOST_PAIRS = 2048  # of backbone atoms in a step, drawn from all; sorting more costs more than the flow
+START_FRAMES = 20_000  # from whose torsions a flow starts; of more, as many at random
 BASELINES = 4  # pairs of batches of the data that are compared
 
 
@@ -76,13 +77,16 @@ class StepLosses:
         ValueError
             If the stage compares backbones and the molecule has none, or turns side chains and there are none.
         """
+        if stage.rotamer_jumps and self._jumps is None:
+            self._jumps = RotamerJumps(self._generator)
+        rng = torch.Generator().manual_seed(0)
+        rows = self._draw_frames(min(START_FRAMES, len(self._dataset.train)), rng)
+        self._generator.flow.start_from(*self._to_device(self._torsions(rows, stage, rng)))
         if stage.needs_energies and self._wide is None:
             with self._generator._held_at(self.hot):
                 self._wide = copy.deepcopy(self._generator.flow).requires_grad_(False)
         if stage.w2 and self._pairs is None:
             self._pairs = backbone_pairs(self._generator.topology).to(self._generator.device)
-        if stage.rotamer_jumps and self._jumps is None:
-            self._jumps = RotamerJumps(self._generator)
 
     def cost(self, stage: Stage, step: int) -> int:
         """Energy evaluations of a step."""
@@ -178,11 +182,11 @@ class StepLosses:
         low, high = self._generator.config.temperature_range
         return low * (high / low) ** float(torch.rand((), generator=self._rng))
 
-    def _torsions(self, rows: Tensor, stage: Stage) -> Tensor:
+    def _torsions(self, rows: Tensor, stage: Stage, rng: torch.Generator | None = None) -> Tensor:
         """Those of frames of the data, some of their side chains turned where the stage asks for it."""
         circular = self._dataset.circular[rows]
         if stage.rotamer_jumps and self._jumps is not None:
-            circular = self._jumps(circular, stage.rotamer_jumps, self._rng)
+            circular = self._jumps(circular, stage.rotamer_jumps, rng or self._rng)
         return circular
 
     def _sampled(self, stage: Stage) -> Tensor:
@@ -255,13 +259,13 @@ class StepLosses:
     def _typical_frames(self) -> FloatArray:
         return self._dataset.positions[:: max(1, len(self._dataset.positions) // 500)]
 
-    def _draw_frames(self, n: int) -> Tensor:
+    def _draw_frames(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Rows of frames to learn from, drawn by their weights."""
         train = self._dataset.train
-        return train[self._draw(self._dataset.weights[train], n)]
+        return train[self._draw(self._dataset.weights[train], n, rng)]
 
-    def _draw(self, weights: Tensor, n: int) -> Tensor:
-        return torch.multinomial(weights, n, replacement=True, generator=self._rng)
+    def _draw(self, weights: Tensor, n: int, rng: torch.Generator | None = None) -> Tensor:
+        return torch.multinomial(weights, n, replacement=True, generator=rng or self._rng)
 
     def _share(self, rows: Tensor) -> Tensor:
         return rows[self._processes.share(len(rows))]
