@@ -7,7 +7,7 @@ import pytest
 from openmm import unit
 
 from openmm_bg.analysis.thermal import thermal_energy
-from openmm_bg.analysis.weights import Weights, reweight
+from openmm_bg.analysis.weights import Weights, pareto_k, reweight
 from openmm_bg.density import Samples
 
 TEMPERATURE = 300.0
@@ -118,6 +118,13 @@ def test_pareto_k_is_that_of_a_pareto_tail(k):
     log_weights = -k * np.log(draws)
     weights = Weights(log_weights, TEMPERATURE, np.zeros(20_000), np.zeros((20_000, 1, 3)))
     assert weights.pareto_k == pytest.approx(k, abs=0.12)
+
+
+@pytest.mark.parametrize("scale", [100.0, 300.0, 1e3, 1e6])
+def test_pareto_k_of_weights_beyond_floating_point_is_large(scale):
+    """Scaled log weights have a k scaled as much: below the range of floating point and above it."""
+    excess = -np.log(np.random.default_rng(4).uniform(size=2000))
+    assert pareto_k(scale * excess - 1e7) == pytest.approx(scale, rel=0.35)
 
 
 def test_pareto_k_of_a_handful_of_weights_is_infinite():

@@ -27,6 +27,7 @@ from openmm_bg.density import FloatArray, Samples
 # Above this the error of an importance estimate is not finite in practice (Vehtari et al., JMLR 25, 72 (2024)).
 PARETO_K_LIMIT = 0.7
 _ROUNDING = 1e-9
+_WIDEST_TAIL = 500.0  # kT; further down a weight beside the largest one underflows
 
 
 class HasEnergy(Protocol):
@@ -155,7 +156,11 @@ class Weights:
 
 
 def pareto_k(log_weights: ArrayLike) -> float:
-    """Return Pareto's k of the tail of importance weights, by arviz-stats; infinite if it cannot be fitted."""
+    """Return Pareto's k of the tail of importance weights, by arviz-stats; infinite if it cannot be fitted.
+
+    Of weights too far apart for floating-point numbers it is Hill's estimate (1975), the mean of ln w above its least
+    value in the tail.
+    """
     from arviz_stats.base.array import array_stats
 
     values = np.asarray(log_weights, dtype=np.float64)
@@ -163,8 +168,11 @@ def pareto_k(log_weights: ArrayLike) -> float:
     n_tail = math.ceil(min(0.2 * len(finite), 3.0 * math.sqrt(len(finite))))
     if n_tail <= 4:
         return math.inf
-    if np.ptp(np.partition(finite, len(finite) - n_tail - 1)[-n_tail - 1 :]) < _ROUNDING:
+    tail = np.partition(finite, len(finite) - n_tail - 1)[-n_tail - 1 :]
+    if np.ptp(tail) < _ROUNDING:
         return -math.inf  # the largest weights are one bound, but for rounding: there is no tail
+    if np.ptp(tail) > _WIDEST_TAIL:
+        return float((tail - tail.min()).sum() / n_tail)
     _, k = array_stats.psislw(-finite)
     return float(k)
 
