@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from benchmarks.paper.__main__ import case_of, cells_of, collect, parser
 from benchmarks.paper.cell import independence_acceptance, overlap
+from benchmarks.paper.figure import draw
 from benchmarks.paper.molecules import CASES, build
 from benchmarks.paper.report import NO_OVERLAP, line, over_seeds, overlap_text, verdict, write
 from benchmarks.paper.rows import BASELINE, FULL, ROWS, make_generator, match, matched_configs, n_parameters
@@ -112,6 +114,30 @@ def test_a_failed_cell_is_said_to_have_failed(tmp_path: Path) -> None:
     assert "1 of 2" in page
     assert "failed" in page
     assert json.loads((tmp_path / "paper.json").read_text())["cells"] == cells
+    assert_drawn(tmp_path / "paper.svg")
+
+
+def assert_drawn(path: Path) -> None:
+    assert xml.etree.ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_the_figure_draws_every_row_and_leaves_out_what_failed() -> None:
+    cells = {
+        "dipeptide": {BASELINE: [cell(), cell(0.5)], FULL: [cell(energy=[1.0, 2.0, float("inf")])]},
+        "hp35": {FULL: [{"failed": "why", "budget": 1.0}]},
+    }
+    drawn = draw(cells)
+    assert [name in drawn for name in ("Alanine dipeptide", "Villin", ROWS[BASELINE].title, ROWS[FULL].title)] == [
+        True, False, True, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks" / "results" / "paper.svg").exists(), reason="the tables were not made")
+def test_the_figure_of_the_page_is_that_of_the_tables() -> None:
+    cells = json.loads((ROOT / "benchmarks" / "results" / "paper.json").read_text())["cells"]
+    written = (ROOT / "benchmarks" / "results" / "paper.svg").read_text()
+    assert (ROOT / "docs" / "images" / "paper.svg").read_text() == written
+    assert all(CASES[name].title in written for name in cells)
 
 
 def test_widths_are_those_of_the_nearest_count() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.paper.figure import draw
 from benchmarks.paper.molecules import CASES, N_CHAINS, TIMESTEP
 from benchmarks.paper.rows import BASELINE, FULL, ROWS
 from benchmarks.table import Table, describe
@@ -23,7 +24,7 @@ Cell = dict[str, Any]
 
 
 def write(folder: Path, cells: dict[str, dict[str, list[Cell]]], data: dict[str, Any], machine: dict[str, Any]) -> str:
-    """Write `paper.json` and `paper.md` into a folder; the page.
+    """Write `paper.json`, `paper.md` and `paper.svg` into a folder; the page.
 
     Parameters
     ----------
@@ -42,6 +43,7 @@ def write(folder: Path, cells: dict[str, dict[str, list[Cell]]], data: dict[str,
     content = {"machine": machine, "data": data, "cells": cells}
     write_bytes(folder / "paper.json", (json.dumps(content, indent=1) + "\n").encode())
     write_bytes(folder / "paper.md", text.encode())
+    write_bytes(folder / "paper.svg", draw(cells).encode())
     return text
 
 
