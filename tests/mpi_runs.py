@@ -75,8 +75,10 @@ def run(folder: Path, kind: str, iterations: int, mutant: str, fail: str) -> Non
         sampler = multistate.ReplicaExchangeSampler(**options, **mixing)
     system = testsystems.HarmonicOscillator()
     states = [ThermodynamicState(system.system, t * unit.kelvin) for t in TEMPERATURES]
-    reporter = DurableReporter(folder / f"{kind}.nc", checkpoint_interval=iterations)
+    reporter = DurableReporter(folder / f"{kind}.nc", checkpoint_interval=max(1, iterations))
     sampler.create(states, [SamplerState(system.positions)], storage=reporter)
+    if not iterations:
+        return
     sampler.run()
     moves = sampler.mcmc_moves[: len(states)]
     counts: dict[str, Any] = {
@@ -98,15 +100,23 @@ class LateReporter(DurableReporter):
     """The second process comes to read the storage when the first one has long read it."""
 
     def storage_exists(self, skip_size: bool = False) -> bool:
+        self._be_late()
+        return bool(super().storage_exists(skip_size))
+
+    def read_mcmc_moves(self) -> Any:
+        self._be_late()
+        return super().read_mcmc_moves()
+
+    def _be_late(self) -> None:
         if mpiplus.get_mpicomm().rank == 1:
             time.sleep(DELAY)
-        return bool(super().storage_exists(skip_size))
 
 
 def resume(folder: Path, kind: str, iterations: int) -> None:
     """Go on with what `run` has stored."""
     reporter = LateReporter(folder / f"{kind}.nc", checkpoint_interval=1)
-    sampler = multistate.ReplicaExchangeSampler.from_storage(reporter)
+    kinds = {"learned": LearnedReplicaExchangeSampler, "replica": multistate.ReplicaExchangeSampler}
+    sampler: Any = kinds[kind].from_storage(reporter)
     sampler.extend(iterations)
     (folder / f"{kind}.{mpiplus.get_mpicomm().rank}.json").write_text(json.dumps(sampler.iteration))
 

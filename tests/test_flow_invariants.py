@@ -331,14 +331,36 @@ def test_split_flow_starts_from_the_distributions_of_single_torsions(n_layers: i
     centres, spread = rng.uniform(-math.pi, math.pi, flow.n_circular), rng.uniform(0.05, 0.5, flow.n_circular)
     torsions = centres + spread * rng.normal(size=(20_000, flow.n_circular))
     torsions = torch.as_tensor(np.remainder(torsions + math.pi, 2.0 * math.pi) - math.pi)
-    flow.start_from(torsions[:10_000])
+    assert flow.is_new
+    flow.start_from(torsions[:10_000], 10_000)
+    assert not flow.is_new
     entropy = float(np.log(np.sqrt(2.0 * math.pi * math.e) * spread).sum())
     found = float(flow.torsion_log_prob(torsions[10_000:]).mean().detach())
     assert found == pytest.approx(-entropy, abs=0.15 * flow.n_circular)
-    before = {key: value.clone() for key, value in flow.torsion_stacks.state_dict().items()}
-    flow.start_from(torsions + 1.0)
-    for key, value in flow.torsion_stacks.state_dict().items():  # what is learned stays
-        torch.testing.assert_close(value, before[key], rtol=0.0, atol=0.0)
+
+
+def test_a_start_needs_a_uniform_base_and_bins_enough() -> None:
+    for changed in ({"concentration": 2.0}, {"torsion_bins": 3}):
+        assert not split(chain(2), replace(SPLIT, **changed))(0).is_new
+    assert split(chain(2), SPLIT)(0).is_new
+    assert split(chain(2), replace(SPLIT, torsion_bins=4))(0).is_new
+
+
+def test_networks_move_the_splines_of_torsions_as_a_whole() -> None:
+    """The rows of the heads that stand for the shift: torsions move, their density does not change."""
+    flow = flow_of("split, torsions alone")
+    latent = latents_of(flow, 50)
+    before, _, log_det = flow(latent)
+    with torch.no_grad():
+        last = flow.torsion_stacks[-1].layers[-1]
+        size = len(last.marginal)
+        weight = last.heads.weight.unflatten(1, (size + 1, -1))
+        weight[:, size] += 0.3 * torch.randn(weight[:, size].shape, generator=torch.Generator().manual_seed(5)).double()
+    after, _, changed = flow(latent)
+    moved = on_circle(after - before)
+    assert moved.abs().max() > 0.1
+    assert moved.std(0).max() > 0.01  # by as much as the other torsions say
+    torch.testing.assert_close(changed, log_det, rtol=0.0, atol=1e-12)
 
 
 def circle_grid(n: int) -> Tensor:

@@ -109,13 +109,14 @@ def test_a_process_that_fails_ends_the_run_with_its_error(how: str, message: str
 
 
 @needs_mpi
-def test_a_process_may_be_late_to_read_a_storage_that_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sampler", "before"), [("replica", 2), ("learned", 0)])
+def test_a_process_may_be_late_to_read_a_storage_that_is_resumed(sampler: str, before: int, tmp_path: Path) -> None:
     """Else the first one writes, and waits for the second, which waits for the storage to be clean."""
-    for options, expected in (([], 2), (["--resume"], 4)):
-        ran = run(tmp_path, 2, "replica", "--iterations", "2", *options)
+    for options, iterations in (([], before), (["--resume"], 2)):
+        ran = run(tmp_path, 2, sampler, "--iterations", str(iterations), *options)
         assert ran.returncode == 0, ran.stdout + ran.stderr
-        if options:
-            assert [json.loads((tmp_path / f"replica.{rank}.json").read_text()) for rank in (0, 1)] == [expected] * 2
+    found = [json.loads((tmp_path / f"{sampler}.{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == [before + 2] * 2
 
 
 # --------------------------------------------------------------------------------------- wrong number of processes

@@ -335,6 +335,7 @@ def test_the_recipe_has_the_papers_losses_in_the_papers_order() -> None:
     assert [s.name for s in paper_stages(w2=0.0)] == ["nll", "nll + kl"]
     assert [s.name for s in paper_stages(reverse_kl=0.0)] == ["nll", "nll + w2"]
     assert paper_stages(w2=7.0)[1].w2 == 7.0
+    assert paper_stages(w2=0.0)[1].steps == paper_stages()[2].steps
 
 
 def test_a_run_interrupted_in_each_stage_ends_as_one_that_is_not(

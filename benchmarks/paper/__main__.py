@@ -5,8 +5,8 @@
     python -m benchmarks.paper --quick                           a minute, to see that it runs; nothing is kept
 
 Molecular dynamics, and each cell (molecule, row, seed) as it ends, are kept in the output folder; the same command goes
-on from there. Tables go to `benchmarks/results/paper.json` and `.md`. A cell runs in a process with one thread; times
-are comparable if as many processes as cores run side by side.
+on from there. Tables go to `benchmarks/results/paper.json` and `.md`, a figure of them to `paper.svg` and to the docs.
+A cell runs in a process with one thread; times are comparable if as many processes as cores run side by side.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper.figure import draw
 from benchmarks.paper.molecules import CASES, Case, load_data, load_molecule, prepare
 from benchmarks.paper.report import write
 from benchmarks.paper.rows import BASELINE, FULL, ROWS, matched_configs
@@ -32,6 +33,7 @@ from benchmarks.timing import machine
 from openmm_bg.files import write_bytes
 
 RESULTS = Path(__file__).parent.parent / "results"
+PICTURE = RESULTS.parent.parent / "docs" / "images" / "paper.svg"
 _FAILED = 3  # exit status of a cell that wrote why
 
 
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--systems", nargs="+", choices=CASES, metavar="NAME", help=f"of {', '.join(CASES)}")
     found.add_argument("--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"of {', '.join(ROWS)}")
     found.add_argument("--seeds", type=int, help="of each row (default: 3, 3, 1 and 1)")
-    found.add_argument("--seconds", type=float, help="training time of each row (default: 30, 40, 360 and 360)")
+    found.add_argument("--seconds", type=float, help="training time of each row (default: 30, 40, 360 and 720)")
     found.add_argument("--structure", type=Path, help="PDB file of 1PGA; without it protein G is left out")
     found.add_argument("--output", type=Path, default=Path("build/paper"), help="dynamics and cells (%(default)s)")
     found.add_argument("--results", type=Path, help=f"tables (default: {RESULTS.name}/ of the benchmarks)")
@@ -86,7 +88,10 @@ def run_all(options: argparse.Namespace) -> None:
             for _ in pool.map(lambda cell: start_cell(cell, options), missing):
                 pass
     results = options.results or (options.output if options.quick else RESULTS)
-    print(write(results, collect(options.output), {name: cost(options.output / name) for name in CASES}, described))
+    cells = collect(options.output)
+    if results == RESULTS:
+        write_bytes(PICTURE, draw(cells).encode())
+    print(write(results, cells, {name: cost(options.output / name) for name in CASES}, described))
     say(f"kept in {results / 'paper.md'} and paper.json")
 
 

@@ -22,7 +22,7 @@ Cell = dict[str, Any]
 
 
 def draw(cells: dict[str, dict[str, list[Cell]]]) -> str:
-    """SVG; cells by molecule and row, one for each seed. Points are seeds, lines their 10 % to 90 %."""
+    """SVG; cells by molecule and row, one for each seed. Points are seeds, lines their 10 % to 90 %, arrows +inf."""
     whole = {name: {row: [c for c in found if "failed" not in c] for row, found in rows.items()}
              for name, rows in cells.items()}  # fmt: skip
     whole = {name: rows for name, rows in whole.items() if any(rows.values())}
@@ -42,14 +42,18 @@ def draw(cells: dict[str, dict[str, list[Cell]]]) -> str:
 
 def _panel(left: Axes, right: Axes, rows: dict[str, list[Cell]], names: list[str]) -> None:
     """Distortions on the left, energies on the right, a line for each row."""
+    energies = np.concatenate([cell["energy"] for row in names for cell in rows[row]])
+    beyond = 100.0 * float(np.max(energies[np.isfinite(energies)], initial=_LINEAR_BELOW))
     for height, row in enumerate(names):
         for cell in rows[row]:
             value, error = cell["distortion"]
             color = _COLORS.get(row, _OTHER)
             left.errorbar(value, height, xerr=error, fmt="o", color=color, markersize=4, linewidth=1)
-            low, median, high = np.where(np.isfinite(cell["energy"]), cell["energy"], np.nan)
+            low, median, high = np.minimum(cell["energy"], beyond)
             right.plot([low, high], [height, height], color=color, linewidth=1, alpha=0.5)
-            right.plot(median, height, "o", color=color, markersize=4)
+            right.plot(median, height, ">" if median == beyond else "o", color=color, markersize=4)
+            if high == beyond:
+                right.plot(high, height, ">", color=color, markersize=4, alpha=0.5)
         floor = rows[row][0]["distortion_floor"]
         left.plot([floor, floor], [height - 0.5, height + 0.5], "--", color=_FLOOR, linewidth=1)
     left.set_xlim(left=0.0)

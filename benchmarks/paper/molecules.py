@@ -74,7 +74,7 @@ CASES = {
     "hp35": Case(
         "Villin headpiece HP35", "reduced", 360.0, 1, 17_000, 10, 2_500, 64, (300.0, 0.03), 1_024, (40, 32, 0.003)
     ),
-    "protein-g": Case("Protein G B1", "reduced", 360.0, 1, 8_000, 5, 1_500, 64, (300.0, 0.03), 1_024, (40, 24, 0.002)),
+    "protein-g": Case("Protein G B1", "reduced", 720.0, 1, 8_000, 5, 1_500, 64, (300.0, 0.1), 1_024, (40, 24, 0.002)),
 }
 _BUILDERS: dict[str, Callable[[], MolecularSystem]] = {
     "dipeptide": lambda: peptide("ACE-ALA-NME", hydrogen_mass=HYDROGEN_MASS),

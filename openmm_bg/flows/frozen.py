@@ -109,10 +109,6 @@ class FlowWithFrozen(nn.Module):
         factor = torch.linalg.cholesky(covariance + torch.diag_embed(ridge))
         self.colouring.copy_(factor * math.exp(-0.5 * self.generated.log_temperature_ratio))
 
-    def start_from(self, torsions: Tensor) -> None:
-        """As that of the flow of the generated features."""
-        self.generated.start_from(torsions)
-
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""
         own, frozen = latent.split([latent.shape[1] - self.n_frozen, self.n_frozen], 1)

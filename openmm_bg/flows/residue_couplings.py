@@ -88,12 +88,12 @@ class ResidueCoupling(nn.Module):
     _active: Tensor
     shift: Tensor | None
 
-    def start_from(self, rows: Tensor, done: set[int]) -> None:
+    def start_from(self, rows: Tensor, tails: float, done: set[int]) -> None:
         """Take the splines of single torsions, shape (d, n), where they are not yet done; add to what is done."""
         assert self.shift is not None  # on circles
         for place, row in enumerate(self._active.tolist()):
             if row not in done:
-                centre, parameters = circular_marginal(rows[row], (len(self.marginal)) // 3)
+                centre, parameters = circular_marginal(rows[row], len(self.marginal) // 3, tails)
                 self.shift[place] = centre
                 self.marginal[:, place, 0] = parameters.to(self.marginal)
         done.update(self._active.tolist())
@@ -162,14 +162,18 @@ class CircularStack(nn.Module):
             network = setting.network(seen, alone=apart, with_context=self.encoder is not None)
             self.layers.append(ResidueCoupling(active, network, n_bins, math.pi, True, setting))
 
-    def start_from(self, torsions: Tensor) -> None:
-        """Let new layers start from the distributions of single torsions, shape (d, n)."""
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been learned of any single torsion."""
         layers: list[ResidueCoupling] = list(self.layers)  # type: ignore[arg-type]
-        if any(bool(layer.marginal.any()) for layer in layers):
-            return
+        return not any(bool(layer.marginal.any()) for layer in layers)
+
+    def start_from(self, torsions: Tensor, tails: float) -> None:
+        """Start from the distributions of single torsions, shape (d, n), each in the last layer that has it."""
         done: set[int] = set()
+        layers: list[ResidueCoupling] = list(self.layers)  # type: ignore[arg-type]
         for layer in reversed(layers):
-            layer.start_from(torsions, done)
+            layer.start_from(torsions, tails, done)
 
     def forward(self, torsions: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Torsions of latents, shape (d, n), and ln |d torsions / d latent|, given rows of conditions."""

@@ -228,9 +228,6 @@ class SplineFlow(nn.Module):
             mean = linear.mean(1, keepdim=True)
             self.affine.standardise(mean + (linear - mean) * math.exp(-0.5 * self._log_ratio))
 
-    def start_from(self, torsions: Tensor) -> None:
-        """Leave the splines as they are: training starts from uniform torsions, whatever those of the data."""
-
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""
         torsions, linear = latent.T.contiguous().split([self.n_circular, self.n_linear])

@@ -16,7 +16,8 @@ from torch.nn.functional import softplus
 
 MIN_WIDTH = 1e-3
 MIN_SLOPE = 1e-3
-TAILS = 1.5 * MIN_WIDTH
+LEAST_TAILS = 1.5 * MIN_WIDTH
+FEWEST_BINS = 4  # of `circular_marginal`
 _SLOPE_OFFSET = math.log(math.expm1(1.0 - MIN_SLOPE))  # softplus of it is a slope of one
 
 
@@ -94,27 +95,28 @@ def rational_quadratic(
     return y, log_slope
 
 
-def circular_marginal(angles: Tensor, n_bins: int) -> tuple[float, Tensor]:
+def circular_marginal(angles: Tensor, n_bins: int, tails: float = LEAST_TAILS) -> tuple[float, Tensor]:
     """Centre of angles on a circle, and the circular spline that takes the uniform density to theirs around it.
-
-    Knots are quantiles, `TAILS` of the angles in the first and in the last bin.
 
     Parameters
     ----------
     angles : Tensor, shape (n,)
     n_bins : int
+        At least `FEWEST_BINS`.
+    tails : float
+        Share of the angles in the first bin and in the last one; knots between are quantiles.
 
     Returns
     -------
     centre : float
         The direction of the mean.
-    parameters : Tensor, shape (n_parameters,), float64
+    parameters : Tensor, shape (n_parameters,), float64, on the CPU
     """
-    angles = angles.double()
+    angles = angles.detach().cpu().double()
     centre = float(torch.atan2(angles.sin().mean(), angles.cos().mean()))
     around = torch.remainder(angles - centre + math.pi, 2.0 * math.pi) - math.pi
     end = torch.ones(1, dtype=torch.float64)
-    mass = torch.cat([0.0 * end, torch.linspace(TAILS, 1.0 - TAILS, n_bins - 1, dtype=torch.float64), end])
+    mass = torch.cat([0.0 * end, torch.linspace(tails, 1.0 - tails, n_bins - 1, dtype=torch.float64), end])
     knots = torch.cat([-math.pi * end, torch.quantile(around, mass[1:-1]), math.pi * end])
     widths, heights = mass.diff(), (knots.diff() / (2.0 * math.pi)).clamp_min(1.1 * MIN_WIDTH)
     heights = heights / heights.sum()

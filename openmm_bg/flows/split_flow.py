@@ -21,6 +21,7 @@ from openmm_bg.flows.couplings import HARMONICS, embedding_rows
 from openmm_bg.flows.gated_attention import Sizes, rotary_positions
 from openmm_bg.flows.layout import Layout, Place
 from openmm_bg.flows.residue_couplings import CircularStack, LinearStack, Setting, embedded_for
+from openmm_bg.flows.splines import FEWEST_BINS, LEAST_TAILS
 from openmm_bg.flows.split_config import SplitConfig
 
 NEIGHBOURS = 1  # residues on either side whose torsions mean and covariance of angles and bonds depend on
@@ -118,15 +119,26 @@ class SplitFlow(nn.Module):
             assert isinstance(stack, LinearStack)
             stack.standardise(linear.T, self._log_ratio)
 
-    @torch.no_grad()
-    def start_from(self, torsions: Tensor) -> None:
-        """Let training start from the distributions of single torsions, shape (n, n_circular).
+    @property
+    def is_new(self) -> bool:
+        """Whether training may start from `start_from`: a flow with a uniform base that has learned no torsion."""
+        stacks: list[CircularStack] = list(self.torsion_stacks)  # type: ignore[arg-type]
+        is_uniform = not self.config.concentration
+        return is_uniform and self.config.torsion_bins >= FEWEST_BINS and all(stack.is_new for stack in stacks)
 
-        Each in the last coupling that has it; a flow that has been trained stays as it is.
+    @torch.no_grad()
+    def start_from(self, torsions: Tensor, n_frames: int) -> None:
+        """Start from the distributions of single torsions, each in the last coupling that has it.
+
+        Parameters
+        ----------
+        torsions : Tensor, shape (n, n_circular)
+        n_frames : int
+            Of how many frames they are: of few, less is known of the tails.
         """
-        for stack in self.torsion_stacks:
-            assert isinstance(stack, CircularStack)
-            stack.start_from(torsions.T)
+        stacks: list[CircularStack] = list(self.torsion_stacks)  # type: ignore[arg-type]
+        for stack in stacks:
+            stack.start_from(torsions.T, max(LEAST_TAILS, 1.0 / (n_frames + 1)))
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, shape (n, n_circular + n_linear), to torsions, linear features and ln |d features / d latent|."""

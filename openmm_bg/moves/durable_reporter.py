@@ -64,7 +64,7 @@ class DurableReporter(MultiStateReporter):
     -----
     Covers the death of the process, not of the machine: nothing is forced from the operating system's memory to disk.
     openmmtools reads a storage in every MPI process, and does not wait for the others before the first one writes. Here
-    that one writes when it has sampler states to store, for which all of them have worked.
+    that one writes when it has completed an iteration, for which all of them have worked, or when it closes.
     Costs twice the time and the space of storing.
     """
 
@@ -105,23 +105,25 @@ class DurableReporter(MultiStateReporter):
         if mode == "w":
             self._calls, self._failed, self._moves, self._new = [], False, [], (args, kwargs)
             return
+        try:
+            if self._safe.has_word or os.path.exists(self.filepath):
+                self._repair()
+        except OSError:
+            self._safe.release()
+            raise
         atexit.register(_close, weakref.ref(self))  # while modules are still there: closing writes
-        mpi = mpiplus.get_mpicomm()
-        if mpi is not None and mpi.size > 1 and os.path.exists(self.filepath):
-            self._open_later(args, kwargs)
+        is_new, mpi = not os.path.exists(self.filepath), mpiplus.get_mpicomm()
+        if is_new or mpi is None or mpi.size == 1:
+            self._open_files(mode, is_new, args, kwargs)
         else:
-            self._open_files(mode, not os.path.exists(self.filepath), args, kwargs)
+            self._open_later(args, kwargs)
 
     def close(self) -> None:
         """Close all files; the storage is clean then, unless writing failed before."""
         if self._new is not None:
             self._abandon()
         if self._later is not None:
-            try:
-                self._append()
-            except OSError as error:
-                _logger.warning("%s", error)
-                return
+            self._leave_reading()
         duplicate, self._copy = self._copy, None
         if duplicate is None:
             super().close()
@@ -146,8 +148,6 @@ class DurableReporter(MultiStateReporter):
     def write_sampler_states(self, sampler_states: list[Any], iteration: int) -> None:
         """Write as `MultiStateReporter` does."""
         self._iteration = iteration
-        if self._later is not None:
-            self._append()
         self._write("write_sampler_states", sampler_states, iteration)
 
     def write_replica_thermodynamic_states(self, *args: Any) -> None:
@@ -184,6 +184,8 @@ class DurableReporter(MultiStateReporter):
         """Declare an iteration complete: first in the storage, then, when that is whole, in its copy."""
         if self._new is not None:
             self._create()
+        if self._later is not None:
+            self._append()
         self._write("write_last_iteration", iteration)
         assert self._copy is not None
         try:
@@ -195,8 +197,6 @@ class DurableReporter(MultiStateReporter):
     def _open_files(self, mode: str, new: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Open the storage and its copy for writing."""
         try:
-            if not new:
-                self._repair()
             self._say("creating" if new else "main")
             super().open(mode, *args, **kwargs)
             self.sync()
@@ -216,19 +216,33 @@ class DurableReporter(MultiStateReporter):
     def _open_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Become the writer, but only read until `_append`."""
         try:
-            self._repair()
             super().open("r", *args, **kwargs)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError) as error:
             self._safe.release()
-            raise
+            raise self._explained(error, "open") from error
         self._calls, self._failed, self._later = [], False, (args, kwargs)
+
+    def _leave_reading(self) -> None:
+        """Write what was to be written, if anything; else let others write."""
+        if not self._calls:
+            self._later = None
+            self._safe.release()
+            return
+        try:
+            self._append()
+        except OSError as error:
+            _logger.warning("%s", error)
 
     def _append(self) -> None:
         """Open the storage that `_open_later` reads, and write what was to be written."""
         assert self._later is not None
         calls, (args, kwargs), self._later = self._calls, self._later, None
         super().close()
-        self._open_files("a", False, args, kwargs)
+        try:
+            self._open_files("a", False, args, kwargs)
+        except OSError:
+            self._end_delays()
+            raise
         for name, values in calls:
             self._write(name, *values)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from openmm_bg.density import FloatArray
-from openmm_bg.flows import Flow
+from openmm_bg.flows import Flow, SplitFlow
+from openmm_bg.flows.frozen import FlowWithFrozen
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.training.dataset import Dataset
 from openmm_bg.training.energies import Energies
@@ -23,7 +24,8 @@ from openmm_bg.training.wasserstein import backbone_pairs, distances, w2_baselin
 
 CAP = EnergyCap()
 MOST_PAIRS = 2048  # of backbone atoms in a step, drawn from all; sorting more costs more than the flow
-START_FRAMES = 20_000  # from whose torsions a flow starts; of more, as many at random
+START_DRAWS = 20_000  # of frames, by their weights, from whose torsions a flow starts
+START_FROM = 100  # frames or more: fewer say little of a distribution
 BASELINES = 4  # pairs of batches of the data that are compared
 
 
@@ -79,14 +81,25 @@ class StepLosses:
         """
         if stage.rotamer_jumps and self._jumps is None:
             self._jumps = RotamerJumps(self._generator)
-        rng = torch.Generator().manual_seed(0)
-        rows = self._draw_frames(min(START_FRAMES, len(self._dataset.train)), rng)
-        self._generator.flow.start_from(*self._to_device(self._torsions(rows, stage, rng)))
+        self._start(stage)
         if stage.needs_energies and self._wide is None:
             with self._generator._held_at(self.hot):
                 self._wide = copy.deepcopy(self._generator.flow).requires_grad_(False)
         if stage.w2 and self._pairs is None:
             self._pairs = backbone_pairs(self._generator.topology).to(self._generator.device)
+
+    def _start(self, stage: Stage) -> None:
+        """Let a new split flow start from the distributions of single torsions, as the stage shows them."""
+        flow = self._generator.flow
+        flow = flow.generated if isinstance(flow, FlowWithFrozen) else flow
+        n_frames = len(self._dataset.train)
+        if not isinstance(flow, SplitFlow) or not flow.is_new or n_frames < START_FROM:
+            return
+        rng = torch.Generator().manual_seed(0)
+        flow.start_from(self._torsions(self._draw_frames(START_DRAWS, rng), stage, rng), n_frames)
+        if self._processes.size > 1:  # machines round differently
+            tensors = {name: value.cpu() for name, value in flow.state_dict().items()}
+            flow.load_state_dict(self._processes.agree(tensors))
 
     def cost(self, stage: Stage, step: int) -> int:
         """Energy evaluations of a step."""
