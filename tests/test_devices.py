@@ -27,9 +27,13 @@ from openmm_bg import (
     flow_force,
     free_energy,
 )
+from openmm_bg.flows import FlowConfig, SplitConfig
 from openmm_bg.moves import Independence, LatentHMC
 from openmm_bg.potentials import TorchBackend
+from openmm_bg.systems import peptide
 
+SMALL = FlowConfig(torsion_hidden=8, torsion_bins=8, linear_hidden=8, linear_bins=4, affine_hidden=8)
+SMALL_SPLIT = SplitConfig(2, 8, 1, 4, 8, 4, affine_hidden=8)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
@@ -91,6 +95,24 @@ def test_a_map_comes_back_and_free_energies_have_their_verdict(device: str) -> N
     result = free_energy(states, {"flow": samples}, n_bootstrap=5)
     expected = -np.log(np.mean(np.exp(-potential.energy(samples.positions) / KT - samples.log_prob)))
     assert result.f_k[1] - result.f_k[0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("flow", [SMALL, SMALL_SPLIT], ids=["spline", "split"])
+def test_training_brings_the_likelihood_of_its_data_up(flow: FlowConfig | SplitConfig, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this PyTorch build has no CUDA device")
+    molecule = peptide("ACE-ALA-NME")
+    generator = BoltzmannGenerator.from_system(
+        molecule.system, molecule.topology, TEMPERATURE, flow=flow, positions=molecule.positions, seed=1
+    )
+    latents = 0.3 * np.random.default_rng(4).normal(size=(400, generator.n_dof))
+    frames = generator.from_latent(generator.to_latent(molecule.positions[None]) + latents)
+    generator.to(device)
+    before = generator.log_prob(frames).mean()
+    generator.fit(frames, max_steps=20, progress=False)
+    assert str(next(generator.flow.parameters()).device).startswith(device)
+    assert generator.log_prob(frames).mean() > before + 1.0
 
 
 @pytest.mark.parametrize("device", DEVICES)
