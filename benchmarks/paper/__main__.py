@@ -1,6 +1,6 @@
 """Every row of the paper's ablation and its baseline on four molecules; one command, resumable.
 
-    python -m benchmarks.paper --structure 1pga.pdb              about an hour and a half on two quiet cores
+    python -m benchmarks.paper --structure 1pga.pdb              two hours and a half on two quiet cores
     python -m benchmarks.paper --systems dipeptide chignolin     some molecules, some rows (--rows)
     python -m benchmarks.paper --quick                           a minute, to see that it runs; nothing is kept
 

@@ -37,7 +37,7 @@ def draw(cells: dict[str, dict[str, list[Cell]]]) -> str:
             left.set_title(CASES[name].title, loc="left")
         axes[-1, 0].set_xlabel("distance distortion / Å (dashed: floor)")
         axes[-1, 1].set_xlabel("energy above the median of the dynamics / kJ/mol")
-    return svg(figure)
+        return svg(figure)
 
 
 def _panel(left: Axes, right: Axes, rows: dict[str, list[Cell]], names: list[str]) -> None:
