@@ -132,7 +132,6 @@ def test_the_figure_draws_every_row_and_leaves_out_what_failed() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks" / "results" / "paper.svg").exists(), reason="the tables were not made")
 def test_the_figure_of_the_page_is_that_of_the_tables() -> None:
     cells = json.loads((ROOT / "benchmarks" / "results" / "paper.json").read_text())["cells"]
     written = (ROOT / "benchmarks" / "results" / "paper.svg").read_text()
