@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -222,11 +223,24 @@ def test_a_second_writer_is_refused_and_leaves_the_first_alone(tmp_path: Path) -
     sampler.run(n_iterations=1)
     sampler._reporter._say("main")  # as in the middle of a write
     assert storage(options(tmp_path)).storage_exists()  # a look from outside repairs nothing
-    with pytest.raises(BlockingIOError, match=r"Another process writes to .*run.nc. Wait until it ends, or end it"):
+    with pytest.raises(BlockingIOError, match=r"Another process, .* writes to .*run.nc. Wait until it ends, end it"):
         storage(options(tmp_path)).open("a")
     sampler.run(n_iterations=1)
     del sampler
     assert started(options(tmp_path)).iteration == 2
+
+
+def test_a_simulation_that_nothing_refers_to_any_more_leaves_its_storage(tmp_path: Path) -> None:
+    """Python frees objects that refer to each other some time later; as with a notebook's cell that is run again."""
+    sampler = started(options(tmp_path))
+    sampler.run(n_iterations=2)
+    sampler.itself = sampler
+    gc.disable()
+    try:
+        del sampler
+        assert started(options(tmp_path)).iteration == 2
+    finally:
+        gc.enable()
 
 
 # ----------------------------------------------------------------------------------------------- resume as openmmtools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 from pathlib import Path
 from typing import Literal
@@ -68,19 +69,11 @@ class SafeFolder:
         OSError
             If the folder can not be made or written to.
         """
-        lock = -1
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(lock).st_nlink:  # discarded by the writer before, just now
-                raise BlockingIOError(errno.EAGAIN, "the lock is gone")
-        except BlockingIOError as error:
-            os.close(lock)
-            raise BlockingIOError(
-                error.errno, f"Another process writes to {self.storage}. Wait until it ends, or end it."
-            ) from error
-        self._lock = lock
+            self._lock = self._locked()
+        except BlockingIOError:
+            gc.collect()  # a simulation of this process that is no longer referenced closes its storage now
+            self._lock = self._locked()
 
     def release(self) -> None:
         """Let others write."""
@@ -95,6 +88,25 @@ class SafeFolder:
             if not any(self.path.iterdir()):
                 self.path.rmdir()
         self.release()
+
+    def _locked(self) -> int:
+        """The open file of the lock, once it is ours."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(lock).st_nlink:  # discarded by the writer before, just now
+                raise BlockingIOError(errno.EAGAIN, "the lock is gone")
+        except OSError as error:
+            os.close(lock)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise BlockingIOError(
+                error.errno,
+                f"Another process, or another reporter of this one, writes to {self.storage}. "
+                "Wait until it ends, end it, or close it.",
+            ) from error
+        return lock
 
     @property
     def _word_file(self) -> Path:
