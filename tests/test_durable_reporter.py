@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mpiplus
 import numpy as np
 import openmm
 import pytest
@@ -241,6 +244,65 @@ def test_a_simulation_that_nothing_refers_to_any_more_leaves_its_storage(tmp_pat
         assert started(options(tmp_path)).iteration == 2
     finally:
         gc.enable()
+
+
+# -------------------------------------------------------------------------------- the first of several MPI processes
+
+
+@pytest.fixture
+def opened_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DurableReporter:
+    """A resumed storage as the first of two MPI processes opens it: only to read, until the other has read it."""
+
+    class Processes:
+        rank, size = 0, 2
+
+    sampler = started(options(tmp_path))
+    sampler.run(n_iterations=2)
+    del sampler
+    reporter = DurableReporter(tmp_path / "run.nc", checkpoint_interval=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("openmm_bg.moves.durable_reporter.mpiplus.get_mpicomm", Processes)
+        reporter.open("a")
+    with pytest.raises(BlockingIOError, match=r"Another process, .* writes to"):
+        storage(options(tmp_path)).open("a")
+    return reporter
+
+
+def test_a_storage_that_was_only_read_is_left_as_it_was(opened_first: DurableReporter, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nc")}
+    opened_first.close()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nc")} == before
+    assert started(options(tmp_path)).iteration == 2
+
+
+def test_what_was_to_be_written_is_written_when_it_closes(opened_first: DurableReporter, tmp_path: Path) -> None:
+    opened_first.write_dict("note", {"is": "there"})
+    opened_first.close()
+    for path in (tmp_path / "run.nc", opened_first.safe_folder / "run.nc"):
+        reader = MultiStateReporter(str(path), open_mode="r")
+        assert reader.read_dict("note") == {"is": "there"}
+        reader.close()
+    assert started(options(tmp_path)).iteration == 2
+
+
+def test_a_storage_that_can_not_be_written_to_when_it_closes_is_let_go(
+    opened_first: DurableReporter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened_first.write_dict("note", {"is": "there"})
+    with monkeypatch.context() as patched, mpiplus.delay_termination():
+        patched.setattr(MultiStateReporter, "open", full)
+        opened_first.close()
+        assert signal.getsignal(signal.SIGINT) is handler
+    assert "No space left on device. Its folder may not exist" in caplog.text
+    assert started(options(tmp_path)).iteration == 2
 
 
 # ----------------------------------------------------------------------------------------------- resume as openmmtools
