@@ -55,7 +55,7 @@ EQUILIBRATION = 40_000  # steps of Langevin dynamics alone, after minimisation
 TURN = 20.0  # s
 FEWEST_FRAMES = 12
 KERNEL = LatentWalk(
-    n_proposals=512, blocks=("side_chain", "backbone"), shares=(0.95, 0.05), step={"backbone": 0.1},
+    n_proposals=512, blocks=("side_chain", "rotamer", "backbone"), shares=(0.25, 0.7, 0.05), step={"backbone": 0.1},
     fraction_independence=0.005, n_candidates=32,
 )  # fmt: skip
 INTERVAL = 200  # steps between two scans, which draw velocities anew, and between two frames of Langevin alone

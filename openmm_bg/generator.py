@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -23,6 +24,7 @@ from openmm_bg.base import Base
 from openmm_bg.coordinates import ConstraintMetric, InternalCoordinates, build_zmatrix, find_constraints
 from openmm_bg.coordinates.features import Features
 from openmm_bg.coordinates.reference import reference_internal
+from openmm_bg.coordinates.rotamers import Rotamers, find_rotamers
 from openmm_bg.coordinates.rotatable import rotatable_torsions
 from openmm_bg.density import FloatArray, LatentLabels, Samples, check_has_density
 from openmm_bg.flows import FlowConfig, FlowWithFrozen, SplineFlow, SplitConfig, SplitFlow, default_config
@@ -211,6 +213,17 @@ class BoltzmannGenerator:
         kinds = ["side_chain" if place.side_chain else "backbone" for place in places]
         kinds[self.n_generated :] = ["frozen"] * (self.n_dof - self.n_generated)
         return LatentLabels(np.array([place.residue for place in places], dtype=np.int64), np.array(kinds))
+
+    @cached_property
+    def rotamers(self) -> Rotamers | None:
+        """The bonds about which side chains of reduced coordinates turn to other rotamers; None for full ones."""
+        labels = self.latent_labels
+        if labels is None:
+            return None
+        bonds = self.coordinates.zmatrix.references[self.features.circular_rows, :2]
+        of_side_chains = np.flatnonzero(labels.kind[: len(bonds)] == "side_chain")
+        outward = bonds[of_side_chains, ::-1]
+        return find_rotamers(self.topology, outward, labels.residue[of_side_chains])
 
     @property
     def keeps_frozen(self) -> bool:

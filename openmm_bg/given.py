@@ -35,6 +35,7 @@ class GivenFrozen:
     base : Base
         Of the latents of the generated coordinates.
     latent_labels : LatentLabels
+    rotamers : Rotamers
     """
 
     def __init__(self, generator: BoltzmannGenerator, positions: FloatArray) -> None:
@@ -49,6 +50,7 @@ class GivenFrozen:
         labels = generator.latent_labels
         assert labels is not None  # a reduced generator has them
         self.latent_labels = LatentLabels(labels.residue[: self.n_dof], labels.kind[: self.n_dof])
+        self.rotamers = generator.rotamers
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,17 @@ from openmmtools.mcmc import IntegratorMove
 from openmmtools.states import SamplerState, ThermodynamicState
 from scipy import stats
 from small_molecules import TEMPERATURE, deviation, reference_contexts
-from walk_fixtures import SERINE, AdaptiveStep, PlainStepOnCircles, SideChainDensity, WithoutFrozen, WrongScale
+from walk_fixtures import (
+    SERINE,
+    AdaptiveStep,
+    OneWay,
+    PlainStepOnCircles,
+    SideChain,
+    SideChainDensity,
+    TurnedAsDrawn,
+    WithoutFrozen,
+    WrongScale,
+)
 
 from benchmarks.dipeptide_reference import FILE, TEMPERATURES, torsions, valine
 from openmm_bg.flows import FlowConfig
@@ -30,7 +41,8 @@ from openmm_bg.moves import AcceptanceByKind, BoltzmannGeneratorMove, LatentWalk
 from openmm_bg.systems import MolecularSystem
 from openmm_bg.testing import GaussianDensity
 
-ALL = ["global", "side_chain", "side_chains", "backbone", "frozen"]
+ALL = ["global", "side_chain", "rotamer", "side_chains", "backbone", "frozen"]
+LOOSE = replace(SERINE, coupling=6.0)  # whose side chain turns more easily
 SMALL_FLOW = FlowConfig(
     torsion_layers=2, torsion_bins=8, torsion_hidden=16, linear_layers=1, linear_hidden=16, affine_hidden=16
 )
@@ -55,12 +67,12 @@ def run(density: Any, kernel: LatentWalk, n_scans: int = 160) -> tuple[np.ndarra
     return np.concatenate(chains), acceptance.fractions
 
 
-def last_states(density: Any, kernel: LatentWalk, n_starts: int) -> np.ndarray:
+def last_states(density: Any, kernel: LatentWalk, n_starts: int, molecule: SideChain = SERINE) -> np.ndarray:
     """The states after one scan from each of many exact draws, shape (n_starts, 5, 3); independent of each other."""
     move = BoltzmannGeneratorMove(density, kernel=kernel, seed=3)
-    state, contexts = SERINE.state(), reference_contexts()
+    state, contexts = molecule.state(), reference_contexts()
     last = []
-    for start in SERINE.draw(n_starts, np.random.default_rng(2)):
+    for start in molecule.draw(n_starts, np.random.default_rng(2)):
         sampler_state = SamplerState(unit.Quantity(start, unit.nanometer))
         move.apply(state, sampler_state, contexts)
         last.append(sampler_state.positions.value_in_unit(unit.nanometer))
@@ -132,6 +144,27 @@ def test_normal_latents_that_are_shrunk_by_too_little_are_seen_at_eight_sigma() 
     assert SERINE.far(states) > 8.0
 
 
+def turned(kind: type[LatentWalk] = LatentWalk) -> float:
+    """Standard deviations from the exact ensemble after scans of rotamers alone, where many are accepted."""
+    kernel = kind(12, blocks=["rotamer"], fraction_independence=0.0, n_candidates=6)
+    return LOOSE.far(last_states(SideChainDensity(2.0, LOOSE), kernel, 1600, LOOSE))
+
+
+def test_rotamers_are_exact_whatever_the_density_says_of_them() -> None:
+    assert turned() < 3.5
+
+
+def test_side_chains_that_turn_one_way_only_are_seen_at_eight_sigma() -> None:
+    assert turned(OneWay) > 8.0
+
+
+def test_turned_side_chains_judged_as_if_they_were_draws_are_seen_at_eight_sigma(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("openmm_bg.moves.latent_walk.WalkChain", TurnedAsDrawn)
+    assert turned() > 8.0
+
+
 @pytest.mark.slow
 def test_a_step_that_goes_on_adapting_is_seen_at_eight_sigma() -> None:
     kernel = AdaptiveStep(48, step=0.4, blocks=["global"], fraction_independence=0.0)
@@ -186,7 +219,7 @@ def of_serine(frozen: str) -> BoltzmannGenerator:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("frozen", "blocks"), [("keep", ALL[:4]), ("thermal", ALL)])
+@pytest.mark.parametrize(("frozen", "blocks"), [("keep", ALL[:5]), ("thermal", ALL)])
 def test_exact_draws_stay_exact_under_the_walk_of_an_untrained_generator(frozen: str, blocks: list[str]) -> None:
     generator = of_serine(frozen)
     kernel = LatentWalk(24, step=0.4, blocks=blocks, fraction_independence=0.15, n_candidates=4)
@@ -196,7 +229,7 @@ def test_exact_draws_stay_exact_under_the_walk_of_an_untrained_generator(frozen:
 @pytest.mark.slow
 def test_keep_holds_the_frozen_coordinates_and_moves_the_others() -> None:
     generator = of_serine("keep")
-    move = BoltzmannGeneratorMove(generator, kernel=LatentWalk(64, blocks=ALL[:4], step=0.3), seed=1)
+    move = BoltzmannGeneratorMove(generator, kernel=LatentWalk(64, blocks=ALL[:5], step=0.3), seed=1)
     sampler_state, before = SERINE.start(), SERINE.coordinates(SERINE.reference()[None])[0]
     for _ in range(5):
         move.apply(SERINE.state(), sampler_state, reference_contexts())
@@ -237,7 +270,7 @@ def walked(frozen: str, n_scans: int = 300, seed: int = 1) -> np.ndarray:
     integrator = openmm.LangevinMiddleIntegrator(temperature, 1.0, 0.002)
     integrator.setRandomNumberSeed(seed)
     dynamics = IntegratorMove(integrator, 1000)
-    kernel = LatentWalk(64, step={"global": 0.12, "side_chains": 0.3, "backbone": 0.3}, blocks=ALL[:4], n_candidates=8)
+    kernel = LatentWalk(64, step={"global": 0.12, "side_chains": 0.3, "backbone": 0.3}, blocks=ALL[:5], n_candidates=8)
     move = BoltzmannGeneratorMove(generator, kernel=kernel, seed=seed)
     for _ in range(20):
         dynamics.apply(state, sampler_state, context_cache=contexts)

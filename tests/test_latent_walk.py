@@ -338,7 +338,8 @@ def test_a_density_without_latents_or_blocks_is_refused_with_a_way_out() -> None
         LatentBlocks(gaussian, ["global", "side_chain"], 3)
     density = SideChainDensity()
     density.latent_labels = LatentLabels(np.zeros(9, dtype=int), np.array(["backbone"] * 9))
-    with pytest.raises(ValueError, match=r"\['side_chains', 'frozen'\]; it has those for \['global', 'backbone'\]"):
+    refused = r"\['side_chains', 'frozen'\]; it has those for \['global', 'rotamer', 'backbone'\]"
+    with pytest.raises(ValueError, match=refused):
         LatentBlocks(density, ["side_chains", "frozen", "backbone"], 3)
 
 

@@ -84,7 +84,7 @@ class Stub:
         self.energy = energies
 
     def __call__(self, positions: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(self.energy(positions.detach().numpy()))
+        return torch.as_tensor(self.energy(positions.detach().numpy())) + 0.0 * positions.sum((1, 2))
 
 
 def losses_of(

@@ -15,8 +15,11 @@ from scipy.special import eval_legendre, expit, logit
 from small_molecules import TEMPERATURE, SmallMolecule, deviation, kB
 
 from openmm_bg.base import Base
+from openmm_bg.coordinates.rotamers import Rotamers
 from openmm_bg.density import LatentLabels, Samples
 from openmm_bg.moves import LatentWalk
+from openmm_bg.moves.latent_blocks import LatentBlocks
+from openmm_bg.moves.walk_chain import WalkChain
 
 NAMES = ("N", "CA", "C", "CB", "OG")
 TREE = ((0,), (1, 0), (1, 0, 2), (3, 1, 0))
@@ -168,6 +171,7 @@ class SideChainDensity:
         self.molecule = molecule
         kinds = ["side_chain", *["frozen"] * 4, "backbone", "backbone", "side_chain", "frozen"]
         self.latent_labels = LatentLabels(np.array([1, 0, 0, 1, 1, 0, 1, 0, 1]), np.array(kinds))
+        self.rotamers = Rotamers(np.array([[1, 3]]), np.arange(5)[None] == 4, np.array([0]))
         centres = [np.log(molecule.length)] * 4 + [logit(molecule.angle / np.pi)] * 3 + [0.0]
         self.scales = np.array([0.14] * 4 + [0.32] * 3 + [0.13])
         self.centres = np.array(centres) + 0.3 * self.scales
@@ -253,3 +257,19 @@ class AdaptiveStep(LatentWalk):
     ) -> np.ndarray:
         far = np.abs(latents[base.n_circles :]).mean() > 0.9
         return super()._stepped(base, latents, moves, 0.05 * step if far else 1.5 * step, rng)
+
+
+class OneWay(LatentWalk):
+    """Mutant: side chains turn one way only."""
+
+    def _turned(self, blocks: LatentBlocks, positions: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        assert blocks.rotamers is not None
+        angles = rng.uniform(0.3, 1.2, (n, 1))
+        return np.array([blocks.rotamers.turned(positions, np.array([0]), angle) for angle in angles])
+
+
+class TurnedAsDrawn(WalkChain):
+    """Mutant: judges turned side chains by the weights of draws from the generator."""
+
+    def _judge(self, positions: Any, log_prob: Any, latents: Any, log_ratio: Any, *args: Any, **options: Any) -> int:
+        return super()._judge(positions, log_prob, latents, 0.0 * log_ratio, *args, **options)

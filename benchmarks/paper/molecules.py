@@ -69,12 +69,14 @@ CASES = {
         "Alanine dipeptide", "full", 30.0, 3, 600_000, 100, 5_000, 256, (100.0, 1.0), 2_000, (40, 48, 0.2)
     ),
     "chignolin": Case(
-        "Chignolin CLN025", "reduced", 40.0, 3, 100_000, 50, 5_000, 128, (300.0, 0.03), 2_000, (40, 48, 0.02)
+        "Chignolin CLN025", "reduced", 40.0, 3, 100_000, 50, 5_000, 128, (1000.0, 0.003), 2_000, (40, 48, 0.02)
     ),
     "hp35": Case(
-        "Villin headpiece HP35", "reduced", 360.0, 1, 17_000, 10, 2_500, 64, (300.0, 0.03), 1_024, (40, 32, 0.003)
+        "Villin headpiece HP35", "reduced", 360.0, 1, 17_000, 10, 2_500, 64, (1000.0, 0.003), 1_024, (40, 32, 0.003)
     ),
-    "protein-g": Case("Protein G B1", "reduced", 720.0, 1, 8_000, 5, 1_500, 64, (300.0, 0.1), 1_024, (40, 24, 0.002)),
+    "protein-g": Case(
+        "Protein G B1", "reduced", 720.0, 1, 8_000, 5, 1_500, 64, (1000.0, 0.003), 1_024, (40, 24, 0.002)
+    ),
 }
 _BUILDERS: dict[str, Callable[[], MolecularSystem]] = {
     "dipeptide": lambda: peptide("ACE-ALA-NME", hydrogen_mass=HYDROGEN_MASS),

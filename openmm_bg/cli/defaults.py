@@ -71,4 +71,4 @@ N_STEPS = 250
 N_WALK_PROPOSALS = 128
 N_WALK_STEPS = 250
 WALK_TIMESTEP, WALK_FRICTION = 0.002, 5.0  # ps, 1/ps; of the dynamics between scans
-WALK_SHARES = {"side_chain": 0.7, "backbone": 0.3}
+WALK_SHARES = {"side_chain": 0.3, "rotamer": 0.4, "backbone": 0.3}

@@ -16,7 +16,7 @@ from openmm_bg.cli.terminal import Report
 from openmm_bg.density import ProposalDensity
 from openmm_bg.moves import BoltzmannGeneratorMove, LatentWalk, TuningError, observe_scans, tune_latent_walk
 from openmm_bg.moves.kernel import stored_options
-from openmm_bg.moves.latent_blocks import REDRAWN
+from openmm_bg.moves.latent_blocks import STEPLESS
 from openmm_bg.potentials import PlatformChoice
 from openmm_bg.systems import MolecularSystem
 from openmm_bg.training.data import write_npz
@@ -80,7 +80,7 @@ def equilibrate(
             tuning = tune_latent_walk(move, place, current, dynamics=langevin, n_scans=n_scans, context_cache=cache)
         remark = remark.format(n_fixed=tuning.n_fixed_scans)
     except TuningError as error:
-        left = [kind for kind in kernel.blocks if kind in REDRAWN]
+        left = [kind for kind in kernel.blocks if kind in STEPLESS]
         if not left:
             raise ValueError(f"{error} The option --tune gives it more seconds.") from error
         move.kernel = replace(kernel, blocks=left, step=1.0, shares=None)

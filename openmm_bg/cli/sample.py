@@ -181,8 +181,10 @@ def _tune(folder: RunFolder, options: SampleOptions, platform: PlatformChoice) -
     assert options.n_steps is not None
     generator = load_generator(folder)
     _to_gpu(generator, platform)
-    labels = generator.latent_labels
-    shares = {"global": 1.0} if labels is None else {k: share for k, share in WALK_SHARES.items() if k in labels.kind}
+    shares = {"global": 1.0}
+    if generator.latent_labels is not None:
+        blocks = {*generator.latent_labels.kind, *(("rotamer",) if generator.rotamers else ())}
+        shares = {kind: share for kind, share in WALK_SHARES.items() if kind in blocks}
     with progress_bar("Tuning the walk") as report:
         kernel, record = equilibrate(
             folder.read_system(), generator, options.dynamics(folder), folder.equilibrated_file,

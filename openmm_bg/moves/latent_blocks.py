@@ -6,10 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmm_bg.base import Base
+from openmm_bg.coordinates.rotamers import Rotamers
 from openmm_bg.density import FloatArray, LatentLabels, LatentProposals, Proposals
 
-BLOCKS = ("global", "side_chain", "side_chains", "backbone", "frozen")
+BLOCKS = ("global", "side_chain", "rotamer", "side_chains", "backbone", "frozen")
 REDRAWN = ("side_chain", "independence")  # their new latents do not depend on the old ones
+STEPLESS = (*REDRAWN, "rotamer")  # nothing to tune
+THIRD, SPREAD = 2.0 * np.pi / 3.0, 0.3  # rad; how far a rotamer block turns, and by how much more or less at most
 
 
 class LatentBlocks:
@@ -27,6 +30,8 @@ class LatentBlocks:
     Attributes
     ----------
     base : Base
+    rotamers : Rotamers or None
+        Bonds that the "rotamer" block turns about.
 
     Raises
     ------
@@ -42,7 +47,8 @@ class LatentBlocks:
             )
         self.base: Base = density.base
         labels: LatentLabels | None = getattr(density, "latent_labels", None)
-        found = {"global", *_kinds_of(labels)}
+        self.rotamers: Rotamers | None = getattr(density, "rotamers", None)
+        found = {"global", *_kinds_of(labels), *(("rotamer",) if self.rotamers else ())}
         missing = [kind for kind in kinds if kind not in found]
         if missing:
             raise ValueError(
@@ -63,6 +69,22 @@ class LatentBlocks:
             self._blocks["side_chains"] = side_chain[None]
             self._blocks["frozen"] = _by_residue(frozen, labels.residue)
             self._blocks["backbone"] = _stretches(_by_residue(backbone, labels.residue), stretch)
+
+    def turned(self, positions: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
+        """Configurations, shape (n, n_atoms, 3), with one side chain of a configuration in another rotamer.
+
+        In a residue, each as likely as any other, one bond turns by about a third; every second time so does another
+        one, if there is one. The way back is as likely as that there, and volumes stay the same.
+        """
+        assert self.rotamers is not None  # checked when made
+        residues = np.unique(self.rotamers.residue)
+        proposed = np.empty((n, *positions.shape))
+        for row in proposed:
+            bonds = rng.permutation(np.flatnonzero(self.rotamers.residue == rng.choice(residues)))
+            bonds = bonds[: 1 + int(rng.random() < 0.5)]
+            angles = rng.choice([-THIRD, THIRD], len(bonds)) + rng.uniform(-SPREAD, SPREAD, len(bonds))
+            row[:] = self.rotamers.turned(positions, bonds, angles)
+        return proposed
 
     def choose(self, kind: str, n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Which latents move in each of n blocks of a kind, drawn without regard to any state; shape (n, n_dof)."""

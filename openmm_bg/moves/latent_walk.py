@@ -13,7 +13,7 @@ from openmm_bg.base import Base
 from openmm_bg.density import FloatArray, LatentProposals, Proposals
 from openmm_bg.moves.energies import ContextEnergies
 from openmm_bg.moves.independence import Scan
-from openmm_bg.moves.latent_blocks import BLOCKS, REDRAWN, LatentBlocks, redrawn, stepped
+from openmm_bg.moves.latent_blocks import BLOCKS, REDRAWN, STEPLESS, LatentBlocks, redrawn, stepped
 from openmm_bg.moves.walk_chain import WalkChain
 
 
@@ -62,6 +62,8 @@ class LatentWalk:
     - "global": all of them, by a step.
     - "side_chain": those of one residue's side chain, drawn anew. Each residue is as likely as any other; several
       candidates for the same side chain are made at once and judged in turn.
+    - "rotamer": no latents, but one or two torsions of a side chain, which turn by about a third; the energy alone
+      decides, whatever the generator has learnt. `SPREAD` and the choice of bonds: `LatentBlocks.turned`.
     - "side_chains": those of all side chains, by a step, the backbone as it is.
     - "backbone": those of the backbone of consecutive residues, by a step.
     - "frozen": those of one residue's coordinates that the generator draws from a fixed density, by a step.
@@ -137,7 +139,7 @@ class LatentWalk:
         """The size of the step of each block that moves by steps."""
         assert isinstance(self.step, list)
         named = zip(self.blocks, self.step, strict=True)
-        return {kind: step for kind, step in named if kind not in REDRAWN}
+        return {kind: step for kind, step in named if kind not in STEPLESS}
 
     def scan(
         self,
@@ -174,6 +176,10 @@ class LatentWalk:
             elif kind in REDRAWN:
                 moves = np.repeat(blocks.choose(kind, 1, rng), count, axis=0)
                 chain.judge_in_turn(redrawn(blocks.base, chain.latents, moves, rng), kind, rng)
+            elif kind == "rotamer":
+                left = count
+                while left:
+                    left -= chain.judge_turned(self._turned(blocks, chain.positions, left, rng), kind, rng)
             else:
                 left = count
                 while left:
@@ -206,6 +212,9 @@ class LatentWalk:
         ]
         return (rows[i] for i in rng.permutation(len(rows)))
 
+    def _turned(self, blocks: LatentBlocks, positions: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
+        return blocks.turned(positions, n, rng)
+
     def _stepped(
         self, base: Base, latents: FloatArray, moves: NDArray[np.bool_], step: float, rng: np.random.Generator
     ) -> FloatArray:
@@ -235,18 +244,21 @@ def _known_shares(shares: Sequence[float], blocks: list[str]) -> list[float]:
 def _known_steps(step: float | Mapping[str, float] | Sequence[float], blocks: list[str]) -> list[float]:
     """Steps in the order of the blocks, one where a block is drawn anew."""
     if isinstance(step, Mapping):
-        named = {kind: step.get(kind, 1.0 if kind in REDRAWN else None) for kind in blocks}
+        named = {kind: step.get(kind, 1.0 if kind in STEPLESS else None) for kind in blocks}
         if set(step) - set(blocks) or None in named.values():
             raise ValueError(
                 f"step names {sorted(step)}; expected one step for each block that moves by steps: {blocks}."
             )
         steps = [float(value) for value in named.values() if value is not None]
     elif isinstance(step, int | float | np.number):
-        steps = [1.0 if kind in REDRAWN else float(step) for kind in blocks]
+        steps = [1.0 if kind in STEPLESS else float(step) for kind in blocks]
     else:
         steps = [float(value) for value in step]
     if len(steps) != len(blocks) or not all(0.0 < value <= 1.0 for value in steps):
         raise ValueError(f"step must be above 0 and at most 1 for each of the blocks {blocks}, but is {step!r}.")
-    if any(value != 1.0 for kind, value in zip(blocks, steps, strict=True) if kind in REDRAWN):
-        raise ValueError(f"A side_chain block is drawn anew, its step is 1, but step is {step!r}.")
+    if any(value != 1.0 for kind, value in zip(blocks, steps, strict=True) if kind in STEPLESS):
+        raise ValueError(
+            "A side_chain block is drawn anew and a rotamer block turns by thirds: their step is 1, but step is "
+            f"{step!r}."
+        )
     return steps

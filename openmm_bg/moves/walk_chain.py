@@ -97,24 +97,58 @@ class WalkChain:
         self, latents: FloatArray, log_base_ratio: FloatArray, kind: str, rng: np.random.Generator
     ) -> int:
         """Judge proposals from the present state, shape (n, n_dof), up to the first that is accepted; how many."""
+        return self._judge(*self._densities(latents), latents, log_base_ratio, kind, rng)
+
+    def judge_turned(self, positions: FloatArray, kind: str, rng: np.random.Generator) -> int:
+        """Judge configurations, shape (n, n_atoms, 3), that a reversible motion made of the present one.
+
+        It preserves volumes, so that energies alone decide. What the density does not have is rejected: no other move
+        of the walk would lead away from it. As `judge_until_accepted` otherwise.
+        """
+        latents, log_prob = self._encoded(positions)
+        usable = np.isfinite(latents).all(axis=1) & np.isfinite(log_prob)
+        log_prob = np.where(usable, log_prob, -np.inf)
+        return self._judge(
+            positions, log_prob, latents, log_prob - self._log_prob[self._row], kind, rng, from_latents=False
+        )
+
+    def _judge(
+        self,
+        positions: FloatArray,
+        log_prob: FloatArray,
+        latents: FloatArray,
+        log_ratio: FloatArray,
+        kind: str,
+        rng: np.random.Generator,
+        *,
+        from_latents: bool = True,
+    ) -> int:
+        """Judge proposals in turn by weights and a ratio that is added to their logarithms, up to one accepted."""
         start, n = self._next, len(latents)
         n_known = n if self._energies.batched else 1
         rows = slice(start, start + n)
-        self._positions[rows], self._log_prob[rows] = self._densities(latents)
+        self._positions[rows], self._log_prob[rows] = positions, log_prob
         self._potential[rows], self._log_weight[rows] = np.inf, -np.inf  # not those of proposals that were not judged
         for i in range(n):
             row = slice(start + i, start + i + 1)
             self.skip(kind, 1)
             if i % n_known == 0:
                 self._evaluate(slice(start + i, start + i + n_known))
-            pair = np.array([self._log_weight[self._row], self._log_weight[row.start] + log_base_ratio[i]])
+            pair = np.array([self._log_weight[self._row], self._log_weight[row.start] + log_ratio[i]])
             accepted = metropolis_chain(pair, rng)[0] == 1
+            if accepted and not from_latents and not np.isfinite(self._densities(latents[i : i + 1])[1][0]):
+                accepted, self._log_prob[row], self._log_weight[row] = False, -np.inf, -np.inf
             if accepted:
                 self._row, self.latents = row.start, latents[i]
             self._chain[row.start - 1] = self._row
             if accepted:
                 return i + 1
         return n
+
+    @property
+    def positions(self) -> FloatArray:
+        """Configuration of the state that the chain is in, shape (n_atoms, 3)."""
+        return self._positions[self._row]
 
     def scan(self) -> WalkScan:
         """All rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from openmm_bg.training.stages import Stage
 
 
-def paper_stages(scale: float = 1.0, *, w2: float = 300.0, reverse_kl: float = 0.03) -> tuple[Stage, ...]:
+def paper_stages(scale: float = 1.0, *, w2: float = 1000.0, reverse_kl: float = 0.003) -> tuple[Stage, ...]:
     """Likelihood of the data; with W2 of backbone distances; with reverse KL too; then without W2.
 
     The order of the losses is the paper's. Steps, rates and weights are ours: it does not give them. The last stage is

@@ -10,13 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-from openmm import app
 from torch import Tensor
 
-from openmm_bg.coordinates.zmatrix import bond_graph
+from openmm_bg.coordinates.rotamers import between_tetrahedral
 from openmm_bg.generator import BoltzmannGenerator
-
-_NEIGHBOURS = {app.element.carbon: 4, app.element.nitrogen: 4, app.element.oxygen: 2, app.element.sulfur: 2}
 
 
 class RotamerJumps:
@@ -40,16 +37,9 @@ class RotamerJumps:
                 "Rotamer jumps turn side chains, and a generator of full coordinates does not know them: make it with "
                 'coordinates="reduced", or leave out rotamer_jumps.'
             )
-        graph = bond_graph(generator.topology)
-        tetrahedral = {
-            atom.index: graph.degree(atom.index) == _NEIGHBOURS.get(atom.element) for atom in generator.topology.atoms()
-        }
-        bonds = generator.coordinates.zmatrix.references[generator.features.circular_rows, :2].tolist()
-        turns = [
-            kind == "side_chain" and tetrahedral[first] and tetrahedral[second]
-            for kind, (first, second) in zip(labels.kind, bonds, strict=False)
-        ]
-        if not any(turns):
+        bonds = generator.coordinates.zmatrix.references[generator.features.circular_rows, :2]
+        turns = between_tetrahedral(generator.topology, bonds) & (labels.kind[: len(bonds)] == "side_chain")
+        if not turns.any():
             raise ValueError("Rotamer jumps: no side chain has a torsion between tetrahedral atoms. Leave them out.")
         self._columns = torch.tensor(turns).nonzero()[:, 0]
         residues = torch.as_tensor(labels.residue)[self._columns]
