@@ -223,7 +223,8 @@ class BoltzmannGenerator:
         bonds = self.coordinates.zmatrix.references[self.features.circular_rows, :2]
         of_side_chains = np.flatnonzero(labels.kind[: len(bonds)] == "side_chain")
         outward = bonds[of_side_chains, ::-1]
-        return find_rotamers(self.topology, outward, labels.residue[of_side_chains])
+        constrained = [(i, j) for i, j, _ in self.molecule.constraints]
+        return find_rotamers(self.topology, outward, labels.residue[of_side_chains], constrained)
 
     @property
     def keeps_frozen(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from openmm import app, unit
 from openmmtools.states import SamplerState, ThermodynamicState
 from small_molecules import reference_contexts
@@ -11,6 +12,7 @@ from walk_fixtures import SERINE, SideChainDensity
 
 from openmm_bg.analysis.dihedrals import torsion_angles
 from openmm_bg.analysis.side_chains import side_chain_torsions
+from openmm_bg.coordinates.rotamers import find_rotamers
 from openmm_bg.coordinates.zmatrix import bond_graph
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.moves import AcceptanceByKind, BoltzmannGeneratorMove, LatentWalk
@@ -66,6 +68,28 @@ def test_a_turn_moves_what_is_behind_the_bond_by_the_angle_and_nothing_else() ->
     np.testing.assert_allclose(rotamers.turned(molecule.positions, np.array([2, 0]), both[::-1]), first, atol=1e-12)
     back = rotamers.turned(first, np.array([0, 2]), -both)
     np.testing.assert_allclose(back, molecule.positions, atol=1e-12)
+
+
+def test_a_bond_that_another_constraint_spans_does_not_turn() -> None:
+    """There the metric of the constraints depends on the torsion, and the energy alone would not decide."""
+    topology = peptide("ACE-SER-NME").topology
+    at = {atom.name: atom.index for atom in topology.atoms() if atom.residue.name == "SER"}
+    bonds, residues = np.array([[at["CA"], at["CB"]], [at["CB"], at["OG"]]]), np.array([1, 1])
+    inside = [(at["CB"], at["OG"]), (at["OG"], at["HG"]), (at["CA"], at["HA"])]
+    assert len(find_rotamers(topology, bonds, residues, inside)) == 2
+    across = [*inside, (at["CB"], at["HG"])]
+    assert find_rotamers(topology, bonds, residues, across).axis.tolist() == [[at["CA"], at["CB"]]]
+
+
+def test_a_turn_leaves_the_metric_of_constraints_as_it_is() -> None:
+    molecule = peptide("ACE-LYS-NME", constraints=app.AllBonds)
+    generator = reduced(molecule)
+    turned = LatentBlocks(generator, ["rotamer"], 1).turned(molecule.positions, 16, np.random.default_rng(3))
+    metric = generator.metric(torch.as_tensor(np.concatenate([molecule.positions[None], turned])))
+    np.testing.assert_allclose(metric[1:], metric[0].expand(16), atol=1e-9)
+    bent = molecule.positions.copy()
+    bent[4] += 0.02
+    assert abs(float(generator.metric(torch.as_tensor(bent[None]))[0] - metric[0])) > 1e-3
 
 
 def changes(generator: BoltzmannGenerator, before: np.ndarray, after: np.ndarray) -> np.ndarray:

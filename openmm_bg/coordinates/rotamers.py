@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import networkx as nx
@@ -70,11 +71,17 @@ def between_tetrahedral(topology: app.Topology, bonds: NDArray[np.int64]) -> NDA
     return both
 
 
-def find_rotamers(topology: app.Topology, bonds: NDArray[np.int64], residues: NDArray[np.int64]) -> Rotamers:
+def find_rotamers(
+    topology: app.Topology,
+    bonds: NDArray[np.int64],
+    residues: NDArray[np.int64],
+    constrained: Collection[tuple[int, int]] = (),
+) -> Rotamers:
     """Choose, from the bonds of side chains, those about which a third of a turn leads to another rotamer.
 
     They are between tetrahedral atoms, in no ring, and do not hold a methyl or an ammonium group alone, which such a
-    turn takes to itself.
+    turn takes to itself. No constraint but that of the bond itself joins what turns with the rest: only then does a
+    turn leave the metric of the constraints, which has the angles of constraints that share an atom, as it is.
 
     Parameters
     ----------
@@ -83,6 +90,8 @@ def find_rotamers(topology: app.Topology, bonds: NDArray[np.int64], residues: ND
         Candidates; the second atom is nearer to the end of the side chain.
     residues : ndarray of int, shape (m,)
         Which residue each belongs to.
+    constrained : collection of (int, int)
+        Pairs of atoms whose distance is constrained.
     """
     graph = bond_graph(topology)
     bridges = {frozenset(bond) for bond in nx.bridges(graph)}
@@ -96,6 +105,9 @@ def find_rotamers(topology: app.Topology, bonds: NDArray[np.int64], residues: ND
         behind = nx.node_connected_component(graph, end) - {end}
         graph.add_edge(start, end)
         if len(behind) == 3 and all(atoms[i].element == app.element.hydrogen for i in behind):
+            continue
+        turns = behind | {end}
+        if any((i in turns) != (j in turns) and {i, j} != {start, end} for i, j in constrained):
             continue
         axis.append((start, end))
         turning.append([i in behind for i in range(len(atoms))])
