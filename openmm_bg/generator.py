@@ -269,6 +269,7 @@ class BoltzmannGenerator:
                 "The generator has one density for all temperatures. Make one that depends on the temperature with "
                 "from_system(..., temperature_range=(300.0, 500.0)) and train it."
             )
+        _ = self.rotamers  # found once, for all temperatures
         view = copy.copy(self)
         view._temperature = _in_kelvin(temperature)
         view.flow = copy.copy(self.flow)

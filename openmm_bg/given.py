@@ -10,6 +10,7 @@ from openmm import unit
 from torch import Tensor
 
 from openmm_bg.base import Base
+from openmm_bg.coordinates.rotamers import Rotamers
 from openmm_bg.density import FloatArray, LatentLabels, Samples
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ class GivenFrozen:
     base : Base
         Of the latents of the generated coordinates.
     latent_labels : LatentLabels
-    rotamers : Rotamers
     """
 
     def __init__(self, generator: BoltzmannGenerator, positions: FloatArray) -> None:
@@ -50,7 +50,11 @@ class GivenFrozen:
         labels = generator.latent_labels
         assert labels is not None  # a reduced generator has them
         self.latent_labels = LatentLabels(labels.residue[: self.n_dof], labels.kind[: self.n_dof])
-        self.rotamers = generator.rotamers
+
+    @property
+    def rotamers(self) -> Rotamers | None:
+        """Bonds about which side chains turn."""
+        return self._generator.rotamers
 
     @property
     def device(self) -> torch.device:

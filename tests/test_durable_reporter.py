@@ -234,7 +234,7 @@ def test_a_second_writer_is_refused_and_leaves_the_first_alone(tmp_path: Path) -
 
 
 def test_a_simulation_that_nothing_refers_to_any_more_leaves_its_storage(tmp_path: Path) -> None:
-    """Python frees objects that refer to each other some time later; as with a notebook's cell that is run again."""
+    """Python frees objects that refer to each other some time after the last name of them is gone."""
     sampler = started(options(tmp_path))
     sampler.run(n_iterations=2)
     sampler.itself = sampler

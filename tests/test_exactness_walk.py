@@ -215,7 +215,9 @@ def untrained(molecule: Any, positions: np.ndarray, frozen: str, widening: float
 def of_serine(frozen: str) -> BoltzmannGenerator:
     """Too wide in all that is not chi."""
     molecule = MolecularSystem(SERINE.system(), SERINE.topology(), SERINE.reference())
-    return untrained(molecule, SERINE.reference(), frozen, 2.5)
+    generator = untrained(molecule, SERINE.reference(), frozen, 2.5)
+    generator.rotamers = SideChainDensity().rotamers  # without hydrogens no atom looks tetrahedral
+    return generator
 
 
 @pytest.mark.slow

@@ -147,6 +147,8 @@ def test_a_walk_turns_side_chains_of_a_constrained_molecule_and_keeps_its_bonds(
     lengths = [np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1) for x in (molecule.positions, after)]
     np.testing.assert_allclose(lengths[1], lengths[0], atol=1e-9)
     np.testing.assert_allclose(scan.log_weight[1:], -scan.reduced_potential[1:] - scan.log_prob[1:])
+    features = generator._encode(torch.as_tensor(np.stack([molecule.positions, after])))[0][:, generator.n_generated :]
+    np.testing.assert_allclose(features[1].detach(), features[0].detach(), atol=1e-6)  # frozen, which nothing moved
     rows = np.flatnonzero(np.isfinite(scan.reduced_potential))
     density = generator.given(after) if frozen == "keep" else generator
     np.testing.assert_allclose(scan.log_prob[rows], density.log_prob(scan.positions[rows]), atol=1e-3)

@@ -84,7 +84,7 @@ def equilibrate(
         if not left:
             raise ValueError(f"{error} The option --tune gives it more seconds.") from error
         move.kernel = replace(kernel, blocks=left, step=1.0, shares=None)
-        remark = f"{n_scans} scans; only fresh draws ({', '.join(left)}) are left: {error}"
+        remark = f"{n_scans} scans; only what needs no step ({', '.join(left)}) are left: {error}"
     write_npz(path, positions=current.positions.value_in_unit(unit.nanometer))
     fixed = move.kernel
     assert isinstance(fixed, LatentWalk)

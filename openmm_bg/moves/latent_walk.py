@@ -242,7 +242,7 @@ def _known_shares(shares: Sequence[float], blocks: list[str]) -> list[float]:
 
 
 def _known_steps(step: float | Mapping[str, float] | Sequence[float], blocks: list[str]) -> list[float]:
-    """Steps in the order of the blocks, one where a block is drawn anew."""
+    """Steps in the order of the blocks, one where a block is drawn anew or turned."""
     if isinstance(step, Mapping):
         named = {kind: step.get(kind, 1.0 if kind in STEPLESS else None) for kind in blocks}
         if set(step) - set(blocks) or None in named.values():

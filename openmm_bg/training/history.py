@@ -20,7 +20,7 @@ class TrainingHistory:
     steps : list of dict
         One record per logged step: step, stage, seconds, temperature; loss and its parts by name, each with its weight;
         gradient_norm before clipping, and NAME_gradient_norm of each part by itself; where energies are evaluated, the
-        shares of samples with a finite energy (finite) and of those above the cap of the energy (above_cap).
+        shares of samples with a finite energy (finite) and of those far above typical data (above_cap, 70 kT).
     evaluations : list of dict
         One record per evaluation at the generator's temperature: step, seconds, ess_fraction of n fresh samples, and
         `populations`, a list of {torsion, low, high, generator, reweighted, data} for each well of each rotatable

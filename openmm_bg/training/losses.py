@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from openmm_bg.generator import BoltzmannGenerator
 
 BOLTZMANN = 0.00831446261815324  # kJ/mol/K
-MOST_FORCE = 3000.0  # kT/nm; in dynamics of peptides and proteins at 300 K no atom had one above 2,600
+MOST_FORCE = 3000.0  # kT/nm at 300 K, where in dynamics of peptides and proteins no atom had one above 2,600
 
 
 def log_likelihood(generator: BoltzmannGenerator, circular: Tensor, linear: Tensor) -> Tensor:
@@ -20,7 +21,12 @@ def log_likelihood(generator: BoltzmannGenerator, circular: Tensor, linear: Tens
     return generator.flow.base_log_prob(latent) + log_det
 
 
-def with_capped_forces(energy: Callable[[Tensor], Tensor], positions: Tensor, most: float = MOST_FORCE) -> Tensor:
+def most_force(kt: float) -> float:
+    """Where forces are capped (kT/nm), given kT (kJ/mol): in kT they fall with the square root of the temperature."""
+    return MOST_FORCE * math.sqrt(300.0 * BOLTZMANN / kt)
+
+
+def with_capped_forces(energy: Callable[[Tensor], Tensor], positions: Tensor, most: float) -> Tensor:
     """Reduced energies whose gradient is capped atom by atom.
 
     A clash has a force of any size, so the worst one of a sample would be all that its gradient knows of. Capped, every
@@ -33,7 +39,7 @@ def with_capped_forces(energy: Callable[[Tensor], Tensor], positions: Tensor, mo
     positions : Tensor, shape (n, n_atoms, 3)
         In nm.
     most : float
-        The largest force on an atom, in kT/nm; larger ones keep their direction.
+        The largest force on an atom, in kT/nm; larger ones keep their direction. `most_force` says how large.
 
     Returns
     -------

@@ -22,7 +22,7 @@ from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.potentials import SystemPotential
 from openmm_bg.training.data import load_trajectory
 from openmm_bg.training.history import TrainingHistory
-from openmm_bg.training.losses import BOLTZMANN, EnergyCap, reverse_kl, with_capped_forces
+from openmm_bg.training.losses import BOLTZMANN, EnergyCap, most_force, reverse_kl, with_capped_forces
 from openmm_bg.training.maps import FlowMap
 from openmm_bg.training.optimizer import make_optimizer, one_thread_if_small
 from openmm_bg.training.progress import show_progress
@@ -173,7 +173,7 @@ class _End:
     def work(self, latent: Tensor) -> Tensor:
         """Mean of u + log p of what this end's generator makes of latents: its part of the work, differentiable."""
         positions, log_prob = self.generator._decode(latent)
-        reduced = with_capped_forces(lambda decoded: self.potential(decoded) / self.kt, positions)
+        reduced = with_capped_forces(lambda x: self.potential(x) / self.kt, positions, most_force(self.kt))
         return reverse_kl(log_prob, reduced, EnergyCap(), self.mean)
 
 

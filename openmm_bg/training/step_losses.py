@@ -15,7 +15,7 @@ from openmm_bg.flows.frozen import FlowWithFrozen
 from openmm_bg.generator import BoltzmannGenerator
 from openmm_bg.training.dataset import Dataset
 from openmm_bg.training.energies import Energies
-from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, reverse_kl, with_capped_forces
+from openmm_bg.training.losses import BOLTZMANN, EnergyCap, log_likelihood, most_force, reverse_kl, with_capped_forces
 from openmm_bg.training.pool import Pool, draw_pool
 from openmm_bg.training.processes import Processes
 from openmm_bg.training.rotamer_jumps import RotamerJumps
@@ -220,7 +220,7 @@ class StepLosses:
         sizes = [len(part) for part in positions.values()]
         batch = torch.cat(list(positions.values()))
         log_prob = self._generator._path_log_prob(batch)
-        reduced = with_capped_forces(lambda positions: self._energies.of_share(positions) / kt, batch)
+        reduced = with_capped_forces(lambda x: self._energies.of_share(x) / kt, batch, most_force(kt))
         self._energies.count()
         # by equipartition, where harmonic energies at this temperature are expected to be
         mean = (self._mean_energy() - 0.5 * self._generator.n_dof * (BOLTZMANN * self.hot - kt)) / kt
