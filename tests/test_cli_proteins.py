@@ -206,7 +206,7 @@ def test_the_walk_is_tuned_before_the_chain_and_fixed(walked) -> None:
     asked = folder.asked("sample")
     assert (asked["timestep"], asked["friction"]) == (0.002, 5.0)
     assert "at 4 fs" in folder.phases["langevin"]["remark"]
-    assert set(counts) == {"side_chain", "backbone", "independence"}
+    assert set(counts) == {"side_chain", "rotamer", "backbone", "independence"}
 
 
 def test_chi1_of_both_chains_is_recorded(walked) -> None:
