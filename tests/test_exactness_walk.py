@@ -144,10 +144,10 @@ def test_normal_latents_that_are_shrunk_by_too_little_are_seen_at_eight_sigma() 
     assert SERINE.far(states) > 8.0
 
 
-def turned(kind: type[LatentWalk] = LatentWalk) -> float:
+def turned(kind: type[LatentWalk] = LatentWalk, n_starts: int = 1600) -> float:
     """Standard deviations from the exact ensemble after scans of rotamers alone, where many are accepted."""
     kernel = kind(12, blocks=["rotamer"], fraction_independence=0.0, n_candidates=6)
-    return LOOSE.far(last_states(SideChainDensity(2.0, LOOSE), kernel, 1600, LOOSE))
+    return LOOSE.far(last_states(SideChainDensity(2.0, LOOSE), kernel, n_starts, LOOSE))
 
 
 def test_rotamers_are_exact_whatever_the_density_says_of_them() -> None:
@@ -155,7 +155,7 @@ def test_rotamers_are_exact_whatever_the_density_says_of_them() -> None:
 
 
 def test_side_chains_that_turn_one_way_only_are_seen_at_eight_sigma() -> None:
-    assert turned(OneWay) > 8.0
+    assert turned(OneWay, 3200) > 8.0
 
 
 def test_turned_side_chains_judged_as_if_they_were_draws_are_seen_at_eight_sigma(
